@@ -1,0 +1,158 @@
+"""What the analysis pass finds out about a graph: plain values, no tensors, no nodes, no torch.
+
+Semantics
+- A *cell* is a set of interchangeable channel choices.  Choosing one of them in a cell keeps the same number of
+  channels wherever the cell appears.  Planning a network means choosing how many of each cell to keep.
+- A *width* is the size of one channel axis, written as a fixed part plus a sum over cells, so that every tensor
+  of the network has a size for every plan.
+- A *width group* is a set of cells that meet in some tensor: what can only be planned together.
+- Sizes, strides and receptive fields are tuples, one entry per spatial axis, in pixels of the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """Size of a channel axis: ``fixed + sum(share * kept[cell])``."""
+
+    fixed: int
+    terms: tuple[tuple[int, Fraction], ...] = ()
+
+    def size(self, kept: Sequence[int]) -> Fraction:
+        """The size when ``kept[i]`` choices of cell i are kept; a whole number for every feasible plan."""
+        return self.fixed + sum((share * kept[cell] for cell, share in self.terms), Fraction(0))
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        return tuple(cell for cell, _ in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """``size`` interchangeable choices; ``frozen`` says why none may be dropped, empty where some may."""
+
+    index: int
+    size: int
+    step: int = 1
+    frozen: str = ""
+    segment: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where a node's output lies on the input: sizes in pixels of this node, the rest in input pixels."""
+
+    spatial_size: tuple[int, ...]
+    stride: tuple[float, ...]
+    receptive_field: tuple[float, ...]
+    upsampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Conv:
+    """One application of a learned convolution, in topological order.
+
+    ``flops`` are multiply-adds for one image: kernel volume x C_in / groups x C_out x output pixels.
+    ``activations`` maps the activation nodes that the channels reach to the positions they take there
+    (``None``: all of them); empty where they reach none, and then the conv is not counted.
+    """
+
+    name: str
+    target: str
+    spatial_size: tuple[int, ...]
+    stride: tuple[float, ...]
+    receptive_field: tuple[float, ...]
+    flops: int
+    width: int
+    in_width: int
+    groups: int
+    macroblock: int
+    out: Width
+    inp: Width
+    activations: Mapping[str, tuple[int, ...] | None]
+
+    @property
+    def counted(self) -> bool:
+        return bool(self.activations)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A node after which zeros are counted; ``sparse`` is False where the function has no exact zeros."""
+
+    name: str
+    kind: str
+    sparse: bool
+    channel_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the graph whose channels cannot be followed index by index: scaled by one factor as a whole."""
+
+    index: int
+    name: str
+    reason: str
+    nodes: tuple[str, ...]
+    convs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Macroblock:
+    """m_i of Eq. 2: the convolutions (by node name) that share an output size, in the sense of docs/semantics.md."""
+
+    index: int
+    spatial_size: tuple[int, ...]
+    convs: tuple[str, ...]
+    segments: tuple[Segment, ...] = ()
+    upsampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A tensor of designed width: one distinct width among the outputs of the convolutions.
+
+    ``base`` and ``ratio``: this width is ``ratio`` times that of the stream with index ``base`` by design.
+    ``added``: an addition binds it; ``concatenated``: it enters a concatenation; ``step``: feasible widths are
+    multiples of it.
+    """
+
+    index: int
+    width: int
+    out: Width
+    macroblock: int
+    convs: tuple[str, ...]
+    base: int | None = None
+    ratio: int = 1
+    concatenated: bool = False
+    added: bool = False
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it."""
+
+    input_shapes: tuple[tuple[int, ...], ...]
+    input_size: tuple[int, ...]
+    geometry: Mapping[str, Geometry]
+    convs: tuple[Conv, ...]
+    activations: Mapping[str, Activation]
+    macroblocks: tuple[Macroblock, ...]
+    cells: tuple[Cell, ...]
+    streams: tuple[Stream, ...]
+    tensors: Mapping[str, tuple[Width, ...]]
+    kept: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Conv]:
+        """Convolutions by node name."""
+        return {conv.name: conv for conv in self.convs}
