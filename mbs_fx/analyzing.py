@@ -1,0 +1,259 @@
+"""The analysis pass: shapes, geometry, labels, macroblocks and widths of a traced graph, as one value.
+
+Semantics
+- Nothing is computed: shapes are found on fake tensors, channels on labels.  The graph is not changed.
+- Conv layers are learned convolutions, functional ones and pointwise linear layers on channels-last feature maps
+  included.
+- The result of the last analyses is remembered per graph object and dropped with it; a graph that changed
+  since is analyzed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from mbs_fx import geometry as geo
+from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
+from mbs_fx.errors import MBSError
+from mbs_fx.flow import Flow, run
+from mbs_fx.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
+from mbs_fx.pairing import pair
+from mbs_fx.shapes import infer
+from mbs_fx.streams import find_segments, find_streams
+from mbs_fx.widths import Choices, choose
+
+Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """An analysis together with the labels behind it: what a rewrite needs and a person does not."""
+
+    analysis: Analysis
+    flow: Flow
+    choices: Choices
+
+
+_CACHE: weakref.WeakKeyDictionary[Graph, Facts] = weakref.WeakKeyDictionary()
+
+
+def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()) -> Analysis:
+    """Find size, stride, receptive field and flops of every node, macroblocks, and what widths can be chosen.
+
+    Args:
+        gm: a traced graph whose leaves are modules (`mbs_fx.trace`, `torch.fx.symbolic_trace`, others').
+        example: an input tensor, its shape, or one per input; None where the graph's placeholders carry
+            ``tensor_meta`` or ``val`` (after ShapeProp, for instance).
+        opaque: modules to scale as a whole, by class or by regular expression on the module path.
+
+    Raises:
+        MBSError: no shape is known, the input does not fit, or the graph has no convolution.
+    """
+    return facts(gm, input_shapes(gm, example), tuple(opaque)).analysis
+
+
+def input_shapes(gm: GraphModule, example: Example) -> tuple[tuple[int, ...], ...]:
+    """The shape of every tensor input, from an example or from what the placeholders carry."""
+    if example is None:
+        held = [_carried(node) for node in gm.graph.nodes if node.op == "placeholder" and not node.args]
+        if not held or None in held:
+            raise MBSError(
+                "the input shape is not known: pass an example or its shape, as analyze(gm, (1, 3, 224, 224)), or "
+                "run ShapeProp first"
+            )
+        return tuple(shape for shape in held if shape is not None)
+    if isinstance(example, Tensor):
+        return (tuple(example.shape),)
+    items = tuple(example)
+    if items and all(isinstance(i, int) for i in items):
+        return (tuple(int(i) for i in items),)  # type: ignore[arg-type]
+    return tuple(tuple(i.shape) if isinstance(i, Tensor) else tuple(i) for i in items)  # type: ignore[union-attr,arg-type]
+
+
+def _carried(node: Node) -> tuple[int, ...] | None:
+    for key in ("tensor_meta", "val", "example_value"):
+        shape = getattr(node.meta.get(key), "shape", None)
+        if shape is not None:
+            return tuple(int(s) for s in shape)
+    return None
+
+
+def facts(
+    gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str | type[nn.Module], ...] = ()
+) -> Facts:
+    """Analysis and labels of a graph, remembered until the graph changes."""
+    if not isinstance(gm, GraphModule):
+        raise MBSError(f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)")
+    print_ = _fingerprint(gm, shapes, opaque)
+    known = _CACHE.get(gm.graph)
+    if known is None or known.analysis.fingerprint != print_:
+        known = _facts(gm, shapes, opaque, print_)
+        _CACHE[gm.graph] = known
+    return known
+
+
+def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[Any, ...]) -> str:
+    """Changes when the graph, a module it calls, or a parameter's shape changes."""
+    digest = hashlib.sha256(repr((shapes, opaque)).encode())
+    for node in gm.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+    for name, tensor in gm.state_dict(keep_vars=True).items():
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _facts(
+    gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str | type[nn.Module], ...], print_: str
+) -> Facts:
+    values = infer(gm, shapes)
+    located, notes = geo.propagate(gm, values)
+    flow = run(gm, values)
+    layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
+    if not layers:
+        raise MBSError("the graph has no convolution: there is nothing for macroblock scaling to do")
+    names = [node.name for node in layers]
+    choices = choose(flow, names, _forced(gm, opaque, names) if opaque else None)
+    analysis = _assemble(flow, choices, layers, {n: l.geometry for n, l in located.items()}, shapes)
+    notes = (*notes, *flow.notes.values())
+    return Facts(replace(analysis, notes=tuple(notes), fingerprint=print_), flow, choices)
+
+
+def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
+    if geo.conv_kind(flow.gm, node) is not None:
+        return node.name in located
+    module = flow.modules.get(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.Linear) and node.name in located and len(flow.shape(node)) > 3
+
+
+def _forced(gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]) -> Callable[[str], bool]:
+    """Which convolutions lie in modules that the caller wants scaled as a whole."""
+    inside: set[str] = set()
+    by_name = {node.name: node for node in gm.graph.nodes}
+    for wanted in opaque:
+        found = {n for n in names if _within(by_name[n], wanted)}
+        if not found:
+            raise MBSError(f"opaque: {wanted}: no convolution lies in such a module")
+        inside |= found
+    return inside.__contains__
+
+
+def _within(node: Node, wanted: str | type[nn.Module]) -> bool:
+    stack = node.meta.get("nn_module_stack") or {}
+    if isinstance(wanted, type):
+        return any(kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values())
+    paths = [path for path, _ in stack.values()] or [str(node.target)]
+    return any(re.fullmatch(wanted, path) for path in [*paths, str(node.target)])
+
+
+def _assemble(
+    flow: Flow,
+    choices: Choices,
+    layers: list[Node],
+    geometry: dict[str, Geometry],
+    shapes: tuple[tuple[int, ...], ...],
+) -> Analysis:
+    exits = unit_exits(flow)
+    outs = {node.name: flow.mixers[node.name].out for node in layers}
+    activations, pairs = pair(flow, outs, choices.hard)
+    own = {name: own_place(name, geometry, exits) for name in outs}
+    bound = {name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None}
+    depthwise = {name for name in outs if 1 < flow.mixers[name].groups == len(flow.mixers[name].inp)}
+    places = {n: own[n] if n in depthwise else bound.get(n, own[n]) for n in outs}
+    index = {place: i for i, place in enumerate(sorted(set(places.values()), key=order))}
+    convs = tuple(_conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers)
+    streams = find_streams(flow, choices, convs, {name: index[place] for name, place in bound.items()})
+    segments, cells = find_segments(choices, convs)
+    macroblocks = tuple(
+        _macroblock(place, i, convs, segments) for place, i in sorted(index.items(), key=lambda item: item[1])
+    )
+    first = next(iter(shapes))
+    return Analysis(
+        input_shapes=shapes,
+        input_size=first[2:] or first[-1:],
+        geometry=geometry,
+        convs=convs,
+        activations=activations,
+        macroblocks=macroblocks,
+        cells=cells,
+        streams=streams,
+        tensors=_tensors(flow, choices),
+        kept=_kept(flow, choices, convs),
+    )
+
+
+def _bound(
+    flow: Flow, choices: Choices, outs: dict[str, Any], geometry: dict[str, Geometry]
+) -> dict[str, Place | None]:
+    """Where the channels of each convolution are first bound (rule 2)."""
+    found = bindings(flow, choices.hard)
+    return {
+        name: bound_place(found.get(class_key(out, choices.hard), []), geometry, geometry[name].upsampled)
+        for name, out in outs.items()
+    }
+
+
+def _conv(
+    flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock: int, pairs: dict[str, Any]
+) -> Conv:
+    held = flow.mixers[node.name]
+    return Conv(
+        name=node.name,
+        target=held.path or node.name,
+        spatial_size=place.spatial_size,
+        stride=place.stride,
+        receptive_field=place.receptive_field,
+        flops=geo.flops(flow.gm, node, flow.shapes),
+        width=len(held.out),
+        in_width=len(held.inp),
+        groups=held.groups,
+        macroblock=macroblock,
+        out=choices.width(held.out),
+        inp=choices.width(held.inp),
+        activations=pairs[node.name],
+    )
+
+
+def _macroblock(place: Place, number: int, convs: tuple[Conv, ...], segments: list[Segment]) -> Macroblock:
+    inside = tuple(c.name for c in convs if c.macroblock == number)
+    held = tuple(s for s in segments if set(s.nodes) & set(inside))
+    return Macroblock(number, place[1], inside, held, place[0])
+
+
+def _tensors(flow: Flow, choices: Choices) -> dict[str, tuple[Width, ...]]:
+    """Every parameter of the graph by path, with the width of each axis."""
+    labelled = {
+        f"{path}.{name}": axes for path, layer in flow.layers.items() for name, axes in layer.tensors.items()
+    } | dict(flow.parameters)
+    widths: dict[int, Width] = {}
+    result: dict[str, tuple[Width, ...]] = {}
+    for path, tensor in flow.gm.named_parameters():
+        axes = labelled.get(path, (None,) * tensor.dim())
+        row: list[Width] = []
+        for axis, size in zip(axes, tensor.shape, strict=True):
+            if axis is None:
+                row.append(Width(int(size)))
+            else:
+                if id(axis) not in widths:
+                    widths[id(axis)] = choices.width(axis)
+                row.append(widths[id(axis)])
+        result[path] = tuple(row)
+    return result
+
+
+def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, str]:
+    """Layers that keep their width, each with the reason."""
+    kept = {c.target: choices.reason(flow.mixers[c.name].out) for c in convs if not c.out.terms}
+    names = {c.name for c in convs}
+    for name, held in flow.mixers.items():
+        if name not in names and held.path and not choices.width(held.out).terms:
+            reason = choices.reason(held.out)
+            kept[held.path] = reason if "no convolution" not in reason else "a linear layer, not a convolution"
+    return kept
