@@ -1,0 +1,118 @@
+"""What a plan says: the paper's table, every width before and after, and JSON both ways.
+
+A plan is the durable object of the package: keyed by module path, readable, versioned.  With the original code and
+a file of weights it rebuilds the small network (`mbs_fx.load`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbs_fx.errors import MBSError
+from mbs_fx.files import write_text
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MacroblockPlan:
+    """One row of the paper's table.  ``widths`` are the distinct (before, after) of its width groups."""
+
+    index: int
+    spatial_size: tuple[int, ...]
+    upsampled: bool
+    convs: int
+    base: int
+    receptive_field: tuple[float, float]
+    density: float | None
+    e_total: float
+    e_base: float
+    redundancy: float
+    beta: float
+    widths: tuple[tuple[int, int], ...]
+    segments: tuple[str, ...]
+    flops: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Widths for a network.
+
+    ``widths`` and ``before`` map module paths to output widths; ``kept`` says what keeps its width and why;
+    ``params`` and ``flops`` (multiply-adds of the convolutions, one image) are (before, after).  After a rewrite
+    ``channels`` maps module paths to the indices of the output channels that were kept.
+    """
+
+    z: float | None
+    boundary: tuple[float, ...] | None
+    macroblocks: tuple[MacroblockPlan, ...]
+    widths: Mapping[str, int]
+    before: Mapping[str, int]
+    kept: Mapping[str, str]
+    params: tuple[int, int]
+    flops: tuple[int, int]
+    input_shapes: tuple[tuple[int, ...], ...]
+    images: int = 0
+    notes: tuple[str, ...] = ()
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+
+    @property
+    def reduction(self) -> float:
+        """Share of parameters removed, the paper's reduction column."""
+        return 1 - self.params[1] / self.params[0]
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The plan as text; written to ``path`` as a whole or not at all."""
+        text = json.dumps({"format": "mbs_fx.plan", "version": VERSION, **asdict(self)}, indent=1)
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Plan:
+        """A plan from text or from a file.  Raises `MBSError` for anything that is not a plan of this version."""
+        text = str(source)
+        if not text.lstrip().startswith("{"):
+            try:
+                text = Path(source).read_text()
+            except OSError as error:
+                raise MBSError(f"{source}: cannot read the plan: {error.strerror}") from error
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MBSError(f"{source if text != str(source) else 'plan'}: not JSON: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != "mbs_fx.plan":
+            raise MBSError("not a plan: the file has no format 'mbs_fx.plan'")
+        if data.get("version") != VERSION:
+            raise MBSError(f"plan version {data.get('version')}: this mbs_fx reads version {VERSION}; update it")
+        return _plan_of(data)
+
+    def __str__(self) -> str:
+        from mbs_fx.report import plan_text
+
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        from mbs_fx.report import plan_html
+
+        return plan_html(self)
+
+
+def _plan_of(data: dict[str, Any]) -> Plan:
+    fields = {key: value for key, value in data.items() if key not in ("format", "version")}
+    try:
+        rows = [{k: _tuples(v) for k, v in row.items()} for row in fields.pop("macroblocks")]
+        fields["channels"] = {path: tuple(index) for path, index in fields.get("channels", {}).items()}
+        for name in ("boundary", "params", "flops", "input_shapes", "notes"):
+            fields[name] = _tuples(fields[name])
+        return Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)
+    except (KeyError, TypeError) as error:
+        raise MBSError(f"the plan is incomplete or was edited into something else: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
