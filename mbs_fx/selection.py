@@ -1,0 +1,161 @@
+"""Which channels stay: from counts per cell to one decision per label.
+
+Semantics
+- Inside a cell any choice does; a criterion ranks them, and the best stay in their original order.
+- A choice is scored over its whole width group: the sum over all convolutions that make its channels, each
+  layer's scores divided by their mean so that layers count alike.
+- In opaque segments only counts are decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from mbs_fx.analyzing import Facts
+from mbs_fx.errors import MBSError
+from mbs_fx.flow import Count
+from mbs_fx.labels import Factor, shrinking_axis
+
+Criterion = str | Callable[[str, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Keep:
+    """``stays[label]`` for labels that are followed; ``counts[cell]`` out of ``facts``' cell sizes for opaque ones."""
+
+    facts: Facts
+    stays: NDArray[np.bool_]
+    counts: tuple[int, ...]
+
+    def size(self, factor: Factor) -> int:
+        """How many positions stay along the shrinking axis of a factor."""
+        choices = self.facts.choices
+        labels = factor.reshape(-1)
+        opaque = choices.opaque[labels]
+        total = Fraction(int(self.stays[labels[~opaque]].sum()))
+        if opaque.any():
+            cells, found = np.unique(choices.cell[labels[opaque]], return_counts=True)
+            for cell, number in zip(cells, found, strict=True):
+                whole = self.facts.analysis.cells[cell].size if cell >= 0 else 1
+                total += Fraction(int(number) * (self.counts[cell] if cell >= 0 else 1), whole)
+        total /= max(1, factor.size // max(1, factor.shape[shrinking_axis(factor)]))
+        if total.denominator != 1:
+            raise MBSError(f"an axis of {factor.shape} inside an opaque segment would get the size {total}")
+        return int(total)
+
+    def indices(self, vector: Factor) -> NDArray[np.int64] | None:
+        """Positions of an axis that stay; None where only their number is known."""
+        if self.facts.choices.opaque[vector].any():
+            return None
+        return np.flatnonzero(self.stays[vector])
+
+    def evaluate(self, template: Any) -> Any:
+        """A constant with every `Count` in it replaced by its number."""
+        if isinstance(template, Count):
+            return self.size(template.factor) + template.offset
+        if isinstance(template, list | tuple):
+            return type(template)(self.evaluate(t) for t in template)
+        if isinstance(template, slice):
+            return slice(*(self.evaluate(t) for t in (template.start, template.stop, template.step)))
+        return template
+
+    def channels(self) -> dict[str, tuple[int, ...]]:
+        """Kept output channels by module path, where they are followed."""
+        result: dict[str, tuple[int, ...]] = {}
+        for path, layer in self.facts.flow.layers.items():
+            indices = self.indices(layer.out)
+            if indices is not None and layer.tensors:
+                result[path] = tuple(indices.tolist())
+        return result
+
+
+def select(facts: Facts, counts: Sequence[int], criterion: Criterion) -> Keep:
+    """Keep the best choices of every cell by a criterion: "l1", "l2", "scale", "first", or a callable.
+
+    A callable gets (module path, weight with output channels first) and returns one score per output channel.
+    """
+    choices = facts.choices
+    score = _scores(facts, criterion)
+    stays = np.ones(len(choices.choice), bool)
+    roots = np.flatnonzero(choices.choice == np.arange(len(choices.choice)))
+    order = np.argsort(choices.cell[roots], kind="stable")
+    roots = roots[order]
+    starts = np.searchsorted(choices.cell[roots], np.arange(len(counts) + 1))
+    for cell, count in enumerate(counts):
+        members = roots[starts[cell] : starts[cell + 1]]
+        if count < len(members):
+            ranked = members[np.argsort(-score[members], kind="stable")]
+            stays[ranked[count:]] = False
+    return Keep(facts, stays[choices.choice], tuple(counts))
+
+
+def restore(facts: Facts, counts: Sequence[int], channels: Mapping[str, Sequence[int]]) -> Keep:
+    """The decision that an earlier rewrite recorded as kept channels by module path."""
+    choices = facts.choices
+    stays = np.ones(len(choices.choice), bool)
+    for path, kept in channels.items():
+        layer = facts.flow.layers.get(path)
+        if layer is None:
+            continue
+        roots = choices.choice[layer.out]
+        if kept and max(kept) >= len(roots):
+            raise MBSError(f"{path}: the plan keeps channel {max(kept)} of a layer that has {len(roots)}")
+        gone = np.ones(len(roots), bool)
+        gone[list(kept)] = False
+        stays[roots[gone]] = False
+    return Keep(facts, stays[choices.choice], tuple(counts))
+
+
+def _scores(facts: Facts, criterion: Criterion) -> NDArray[np.float64]:
+    """One score per choice."""
+    score = np.zeros(len(facts.choices.choice))
+    if criterion == "first":
+        return score
+    seen: set[str] = set()
+    for name, flow in facts.flow.mixers.items():
+        if flow.path in seen or name not in facts.analysis.by_name:
+            continue
+        seen.add(flow.path)
+        values = _layer_scores(facts, flow.path, criterion)
+        if values is not None and len(values) == len(flow.out):
+            np.add.at(score, facts.choices.choice[flow.out], values / max(float(values.mean()), 1e-12))
+    if criterion == "scale":
+        _add_scales(facts, score)
+    return score
+
+
+def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.float64] | None:
+    module = facts.flow.modules.get(path)
+    weight: Any = getattr(module, "weight", None) if module is not None else None
+    if weight is None or criterion == "scale":
+        return None
+    if isinstance(module, _ConvTransposeNd):
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1).transpose(0, 1) if (
+            module.groups == 1
+        ) else weight
+    with torch.no_grad():
+        if callable(criterion):
+            scores = torch.as_tensor(criterion(path, weight))
+        else:
+            power = {"l1": 1, "l2": 2}.get(criterion)
+            if power is None:
+                raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")
+            scores = torch.linalg.vector_norm(weight.detach().flatten(1).double(), power, dim=1)
+    return scores.detach().double().cpu().numpy()
+
+
+def _add_scales(facts: Facts, score: NDArray[np.float64]) -> None:
+    """Magnitudes of the normalisation scales of every choice."""
+    for path, layer in facts.flow.layers.items():
+        weight = getattr(facts.flow.modules[path], "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 1 and len(layer.out) == len(weight):
+            np.add.at(score, facts.choices.choice[layer.out], weight.detach().abs().double().cpu().numpy())
