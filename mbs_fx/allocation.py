@@ -111,9 +111,11 @@ def from_widths(analysis: Analysis, widths: Mapping[str, int]) -> list[int]:
         wanted[stream.index] = given[0] if given else stream.width
     pending = sorted(analysis.streams, key=lambda s: (len(s.out.terms), s.width))
     while pending:
-        stream = min(pending, key=lambda s: sum(kept[c] is None for c in s.out.cells))
-        pending.remove(stream)
-        _serve(analysis.cells, stream.out, wanted[stream.index], kept)
+        clear = [s for s in pending if sum(kept[cell] is None for cell, _ in s.out.terms) <= 1] or pending[:1]
+        for stream in clear:
+            _serve(analysis.cells, stream.out, wanted[stream.index], kept)
+        served = {s.index for s in clear}
+        pending = [s for s in pending if s.index not in served]
     decided = [cell.size if k is None else k for cell, k in zip(analysis.cells, kept, strict=True)]
     for stream in analysis.streams:
         size = stream.out.size(decided)

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from mbs_fx import geometry as geo
+import mbs_fx.geometry as geo
 from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
 from mbs_fx.errors import MBSError
 from mbs_fx.flow import Flow, run

@@ -62,7 +62,7 @@ def rewrite(
         raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
     if isinstance(model, GraphModule):
         small, keep, resizer = _rewrite_graph(model, plan, criterion, tuple(opaque))
-        _check_runs(model, small, keep.facts.analysis)
+        _check_runs(keep.facts, small)
     else:
         from mbs_fx.module_target import rewrite_module
 
@@ -154,16 +154,16 @@ def _put(held: Any, where: list[Any], value: Any) -> Any:
     return tuple(items) if isinstance(held, tuple) else items
 
 
-def _check_runs(gm: GraphModule, small: GraphModule, analysis: Analysis) -> None:
+def _check_runs(found: Facts, small: GraphModule) -> None:
     """Run the new graph on fake tensors: it must give outputs of the original's shapes."""
     try:
-        after = infer(small, analysis.input_shapes)
+        after = infer(small, found.analysis.input_shapes)
     except MBSError as error:
         raise MBSError(
             f"the reduced graph does not run: {error} Something in the graph counts channels in a way that was not "
             "understood; name the module in opaque=, or register a rule (docs/rules.md)"
         ) from error
-    name = next(node.name for node in gm.graph.nodes if node.op == "output")
-    before = facts(gm, analysis.input_shapes).flow.shapes[name] if name in facts(gm, analysis.input_shapes).flow.shapes else None
-    if before is not None and before != after[name]:
+    name = next(node.name for node in small.graph.nodes if node.op == "output")
+    before = found.flow.shapes[name]
+    if before != after[name]:
         raise MBSError(f"the reduced graph gives outputs of shape {after[name]}, the original {before}")

@@ -136,21 +136,19 @@ def _scores(facts: Facts, criterion: Criterion) -> NDArray[np.float64]:
 def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.float64] | None:
     module = facts.flow.modules.get(path)
     weight: Any = getattr(module, "weight", None) if module is not None else None
-    if weight is None or criterion == "scale":
+    if not isinstance(weight, Tensor) or criterion == "scale":
         return None
     if isinstance(module, _ConvTransposeNd):
-        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1).transpose(0, 1) if (
-            module.groups == 1
-        ) else weight
-    with torch.no_grad():
-        if callable(criterion):
-            scores = torch.as_tensor(criterion(path, weight))
-        else:
-            power = {"l1": 1, "l2": 2}.get(criterion)
-            if power is None:
-                raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")
-            scores = torch.linalg.vector_norm(weight.detach().flatten(1).double(), power, dim=1)
-    return scores.detach().double().cpu().numpy()
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    if callable(criterion):
+        with torch.no_grad():
+            return torch.as_tensor(criterion(path, weight.detach())).double().cpu().numpy()
+    rows = weight.detach().flatten(1).float().cpu().numpy()
+    if criterion == "l1":
+        return np.abs(rows).sum(1, dtype=np.float64)
+    if criterion == "l2":
+        return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
+    raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")
 
 
 def _add_scales(facts: Facts, score: NDArray[np.float64]) -> None:
