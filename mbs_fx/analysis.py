@@ -79,7 +79,13 @@ class Conv:
 
     @property
     def counted(self) -> bool:
+        """Whether the convolution has a ReLU output v_j, and so a share in the effective flops."""
         return bool(self.activations)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether the outputs are the inputs' channels."""
+        return 1 < self.groups == self.in_width
 
 
 @dataclass(frozen=True, slots=True)

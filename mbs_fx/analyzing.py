@@ -106,7 +106,7 @@ def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: t
     for node in gm.graph.nodes:
         digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
     for name, tensor in gm.state_dict(keep_vars=True).items():
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -165,7 +165,7 @@ def _assemble(
     activations, pairs = pair(flow, outs, choices.hard)
     own = {name: own_place(name, geometry, exits) for name in outs}
     bound = {name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None}
-    depthwise = {name for name in outs if 1 < flow.mixers[name].groups == len(flow.mixers[name].inp)}
+    depthwise = {name for name in outs if flow.mixers[name].depthwise}
     places = {n: own[n] if n in depthwise else bound.get(n, own[n]) for n in outs}
     index = {place: i for i, place in enumerate(sorted(set(places.values()), key=order))}
     convs = tuple(_conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers)

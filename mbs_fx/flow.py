@@ -60,6 +60,11 @@ class ConvFlow:
     groups: int
     path: str
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel has filters of its own, so that the outputs are the inputs' channels."""
+        return 1 < self.groups == len(self.inp)
+
 
 Rule = Callable[["Flow", Node], Any]
 

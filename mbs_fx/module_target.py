@@ -91,10 +91,10 @@ def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
     result: dict[str, nn.Module | Tensor] = {}
     for path, layer in flow.layers.items():
         vectors = [layer.out, *(v for axes in layer.tensors.values() for v in axes if v is not None)]
-        if any(keep.size(v) != len(v) for v in vectors):
+        if any(keep.extent(v) != v.shape[-1] for v in vectors):
             result[path] = resizer.module(path, flow.modules[path], layer)
     for path, axes in flow.parameters.items():
-        if any(v is not None and keep.size(v) != len(v) for v in axes):
+        if any(v is not None and keep.extent(v) != v.shape[-1] for v in axes):
             held: Any = flow.gm
             for name in path.split("."):
                 held = getattr(held, name)

@@ -198,7 +198,7 @@ def params(analysis: Analysis, kept: list[int]) -> int:
 def conv_flops(conv: Conv, kept: list[int]) -> int:
     """Multiply-adds of a convolution at the planned widths."""
     out, inp = int(conv.out.size(kept)), int(conv.inp.size(kept))
-    if 1 < conv.groups == conv.in_width:
+    if conv.depthwise:
         return conv.flops * out // conv.width
     return conv.flops * out * inp // (conv.width * conv.in_width)
 

@@ -42,7 +42,7 @@ class Resizer:
                 continue
             indices = self.keep.indices(vector)
             if indices is None:
-                new = new.narrow(axis, 0, self.keep.size(vector))
+                new = new.narrow(axis, 0, self.keep.extent(vector))
             elif len(indices) < new.shape[axis]:
                 new = new.index_select(axis, torch.from_numpy(indices).to(new.device))
         new = new.clone(memory_format=torch.contiguous_format) if new.dim() != 4 else new.clone()
@@ -75,7 +75,7 @@ class Resizer:
 
     def _is_opaque(self, layer: Layer) -> bool:
         vectors = [v for axes in layer.tensors.values() for v in axes if v is not None]
-        changed = any(self.keep.size(v) != len(v) for v in vectors)
+        changed = any(self.keep.extent(v) != v.shape[-1] for v in vectors)
         return changed and any(self.keep.indices(v) is None for v in vectors)
 
 

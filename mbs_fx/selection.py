@@ -38,6 +38,14 @@ class Keep:
 
     def size(self, factor: Factor) -> int:
         """How many positions stay along the shrinking axis of a factor."""
+        return self._share(factor, factor.size // max(1, factor.shape[shrinking_axis(factor)]))
+
+    def extent(self, axis: Factor) -> int:
+        """The new size of a tensor's axis: labels of its positions, or (groups, positions in a group)."""
+        return self._share(axis, axis.shape[0] if axis.ndim == 2 else 1)
+
+    def _share(self, factor: Factor, parts: int) -> int:
+        """How many labels stay in each of several equal parts of a factor."""
         choices = self.facts.choices
         labels = factor.reshape(-1)
         opaque = choices.opaque[labels]
@@ -47,16 +55,16 @@ class Keep:
             for cell, number in zip(cells, found, strict=True):
                 whole = self.facts.analysis.cells[cell].size if cell >= 0 else 1
                 total += Fraction(int(number) * (self.counts[cell] if cell >= 0 else 1), whole)
-        total /= max(1, factor.size // max(1, factor.shape[shrinking_axis(factor)]))
+        total /= parts
         if total.denominator != 1:
             raise MBSError(f"an axis of {factor.shape} inside an opaque segment would get the size {total}")
         return int(total)
 
-    def indices(self, vector: Factor) -> NDArray[np.int64] | None:
-        """Positions of an axis that stay; None where only their number is known."""
-        if self.facts.choices.opaque[vector].any():
+    def indices(self, axis: Factor) -> NDArray[np.int64] | None:
+        """Positions of a tensor's axis that stay; None where only their number is known."""
+        if self.facts.choices.opaque[axis].any():
             return None
-        return np.flatnonzero(self.stays[vector])
+        return np.flatnonzero(self.stays[axis[0] if axis.ndim == 2 else axis])
 
     def evaluate(self, template: Any) -> Any:
         """A constant with every `Count` in it replaced by its number."""

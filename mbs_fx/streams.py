@@ -5,7 +5,7 @@ Semantics
   stream that enters it.
 - Rule 3: where the two sides of a convolution in one macroblock have widths in an integer ratio, the wider is
   that multiple of the narrower.  The input side wins.  A stream that enters a concatenation is no multiple.
-- A segment is a set of opaque cells that meet in some convolution.
+- A segment is a set of opaque cells of one macroblock that meet in some convolution.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ from mbs_fx.macroblocks import class_key
 from mbs_fx.widths import Choices
 
 
-def _is_depthwise(conv: Conv) -> bool:
-    return 1 < conv.groups == conv.in_width
-
-
 def find_streams(
     flow: Flow, choices: Choices, convs: Sequence[Conv], bound: Mapping[str, int]
 ) -> tuple[Stream, ...]:
@@ -34,13 +30,15 @@ def find_streams(
     added = {class_key(f, choices.hard) for f in flow.additions.values()}
     joined = {class_key(f, choices.hard) for fs in flow.concatenations.values() for f in fs}
     streams: dict[Width, Stream] = {}
-    for number, (out, members) in enumerate(makers.items()):
-        members.sort(key=_is_depthwise)
+    for out, members in makers.items():
+        members.sort(key=lambda conv: conv.depthwise)
         first = members[0]
-        keys = {class_key(flow.mixers[c.name].out, choices.hard) for c in members if not _is_depthwise(c)}
-        places = [bound[c.name] for c in members if c.name in bound and not _is_depthwise(c)]
+        if first.depthwise:
+            continue
+        keys = {class_key(flow.mixers[c.name].out, choices.hard) for c in members if not c.depthwise}
+        places = [bound[c.name] for c in members if c.name in bound and not c.depthwise]
         streams[out] = Stream(
-            index=number,
+            index=len(streams),
             width=first.width,
             out=out,
             macroblock=places[0] if places else first.macroblock,
@@ -58,7 +56,7 @@ def _with_ratios(streams: Mapping[Width, Stream], convs: Sequence[Conv]) -> tupl
     outputs: dict[int, list[Stream]] = {s.index: [] for s in streams.values()}
     for conv in convs:
         out, inp = streams.get(conv.out), streams.get(conv.inp)
-        if out is not None and inp is not None and not _is_depthwise(conv):
+        if out is not None and inp is not None and not conv.depthwise:
             outputs[inp.index].append(out)
             if not inp.concatenated:
                 inputs[out.index].append(inp)
@@ -79,18 +77,24 @@ def _is_multiple(wide: Stream, narrow: Stream) -> bool:
 
 def find_segments(choices: Choices, convs: Sequence[Conv]) -> tuple[list[Segment], tuple[Cell, ...]]:
     """Opaque segments, and the cells with the segment they belong to."""
+    home: dict[int, int] = {}
+    for conv in convs:
+        for cell in conv.out.cells if not conv.depthwise else ():
+            home.setdefault(cell, conv.macroblock)
     groups: list[set[int]] = []
     for conv in convs:
-        touched = {c for c in (*conv.out.cells, *conv.inp.cells) if c in choices.opaque_cells}
-        for other in [g for g in groups if g & touched]:
-            groups.remove(other)
-            touched |= other
-        if touched:
+        meeting = [c for c in (*conv.out.cells, *conv.inp.cells) if c in choices.opaque_cells]
+        for macroblock in {home[c] for c in meeting}:
+            touched = {c for c in meeting if home[c] == macroblock}
+            for other in [g for g in groups if g & touched]:
+                groups.remove(other)
+                touched |= other
             groups.append(touched)
     segments: list[Segment] = []
     cells = list(choices.cells)
     for number, group in enumerate(sorted(groups, key=min)):
-        inside = [c for c in convs if group.intersection(c.out.cells)]
+        where = {home[cell] for cell in group}
+        inside = [c for c in convs if not c.depthwise and c.macroblock in where and group.intersection(c.out.cells)]
         for cell in group:
             cells[cell] = replace(cells[cell], segment=number, step=choices.parts.get((cell,), 1))
         names = [c.target for c in inside]

@@ -43,14 +43,18 @@ class Choices:
     parts: dict[tuple[int, ...], int]
 
     def width(self, axis: Factor) -> Width:
-        """The size of an axis with these labels, as a function of how many choices of each cell stay."""
+        """The size of an axis with these labels, as a function of how many choices of each cell stay.
+
+        Labels are one per position, or (groups, positions in a group) for one group's share.
+        """
+        parts = axis.shape[0] if axis.ndim == 2 else 1
         cells = self.cell[axis.reshape(-1)]
         numbers, counts = np.unique(cells, return_counts=True)
         fixed = int(counts[numbers < 0].sum())
         terms = tuple(
-            (int(c), Fraction(int(n), self.cells[c].size)) for c, n in zip(numbers, counts, strict=True) if c >= 0
+            (int(c), Fraction(int(n), self.cells[c].size * parts)) for c, n in zip(numbers, counts, strict=True) if c >= 0
         )
-        return Width(fixed, terms)
+        return Width(fixed // parts, terms)
 
     def reason(self, axis: Factor) -> str:
         """Why an axis keeps its width."""
@@ -63,10 +67,10 @@ class Choices:
 
 
 def choose(flow: Flow, convs: Iterable[str], forced: Callable[[str], bool] | None = None) -> Choices:
-    """Cells of a graph.  ``convs`` names the nodes whose outputs are planned; ``forced`` the opaque ones."""
+    """Cells of a graph.  ``convs`` names the nodes whose outputs are planned (a depthwise one's follow); ``forced`` the opaque ones."""
     hard, soft, steps = flow.ties.resolve()
     reasons = flow.ties.frozen(hard)
-    outs = {name: flow.mixers[name].out for name in convs}
+    outs = {name: m.out for name in convs if not (m := flow.mixers[name]).depthwise}
     opaque = _opaque(outs, hard, soft, steps, forced)
     choice = np.where(opaque, hard, soft)
     for root, reason in list(reasons.items()):
@@ -116,7 +120,7 @@ def _axes(flow: Flow) -> list[Factor]:
     """Every distinct vector of labels along an axis of a layer's input, output, or parameters."""
     found: dict[bytes, Factor] = {}
     vectors = [v for m in flow.mixers.values() for v in (m.out, m.inp)]
-    vectors += [v for layer in flow.layers.values() for axes in layer.tensors.values() for v in axes if v is not None]
+    vectors += [v for layer in flow.layers.values() for axes in layer.tensors.values() for v in axes if v is not None and v.ndim == 1]
     vectors += [v for axes in flow.parameters.values() for v in axes if v is not None]
     for each in {id(v): v for v in vectors}.values():
         found.setdefault(each.tobytes(), each)

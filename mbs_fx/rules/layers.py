@@ -57,12 +57,15 @@ def conv_module(flow: Flow, node: Node) -> Any:
 
 
 def _conv_tensors(module: Any, inp: Factor, out: Factor) -> dict[str, tuple[Factor | None, ...]]:
-    """Axes of a convolution's tensors; each group sees one part of the inputs (transposed: of the outputs)."""
+    """Axes of a convolution's tensors; each group sees one part of the inputs (transposed: of the outputs).
+
+    Such an axis is labelled (groups, positions in a group): all groups keep equally many.
+    """
     shapes = _own_tensors(module)
     kernel = (None,) * (len(shapes["weight"]) - 2)
     depthwise = 1 < module.groups == module.in_channels
     first, other = (inp, out) if isinstance(module, _ConvTransposeNd) else (out, inp)
-    weight = (first, None if depthwise else other[: len(other) // module.groups], *kernel)
+    weight = (first, None if depthwise else other.reshape(module.groups, -1), *kernel)
     tensors: dict[str, tuple[Factor | None, ...]] = {}
     for name, shape in shapes.items():
         if shape == shapes["weight"]:
