@@ -1,0 +1,137 @@
+"""Does the graph compute what the model computes?
+
+Semantics
+- Both run on the example without gradients, on copies, from the same seed; the caller's random state,
+  statistics and modes are untouched.
+- Outputs agree when they have the same structure and no tensor differs by more than a few hundred rounding
+  errors of its dtype, relative to its largest absolute value.
+- NaN and infinities must stand in the same places.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mbs_fx.errors import MBSError
+from mbs_fx.tracers.example import Example, place_and_dtype
+
+ROUNDING_ERRORS = {"cpu": 1e2}
+ROUNDING_ERRORS_ELSEWHERE = 1e4
+LARGEST_TOLERANCE = 5e-2
+
+
+class RunError(Exception):
+    """The model itself raised something when it ran."""
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy to run or to trace, so that the caller's model stays as it is."""
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise MBSError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and tracing must "
+            "not change it; take out what copy.deepcopy refuses, such as old-style weight_norm"
+        ) from error
+
+
+@contextmanager
+def seeded(device: torch.device) -> Generator[None]:
+    """Fixed random numbers inside, the caller's random state afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            random.seed(0)
+            yield
+    finally:
+        random.setstate(state)
+
+
+def run(model: nn.Module, example: Example) -> Any:
+    """Run a model, which may change it, on clones of the example."""
+    inputs = example.clone()
+    with seeded(place_and_dtype(model)[0]), torch.no_grad():
+        try:
+            return model(*inputs.args, **inputs.kwargs)
+        except Exception as error:
+            raise RunError(f"{type(error).__name__}: {error}") from error
+
+
+def outputs(model: nn.Module, example: Example, training: bool | None = None) -> Any:
+    """What a copy of the model returns for the example, in its own mode or in the one asked for."""
+    twin = copied(model)
+    return run(twin if training is None else twin.train(training), example)
+
+
+def disagreement(expected: Any, actual: Any, place: str = "the output") -> str:
+    """The first difference in words, empty where there is none."""
+    if isinstance(expected, torch.Tensor):
+        return _tensors(expected, actual, place)
+    for name, parts in (("fields", _parts(expected)), ("items", expected)):
+        if isinstance(parts, Mapping):
+            return _mappings(parts, _parts(actual) or actual, place, name)
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        if not isinstance(actual, Sequence) or len(actual) != len(expected):
+            return f"{place} has {len(expected)} items in the model and is {_brief(actual)} in the graph"
+        pairs = enumerate(zip(expected, actual, strict=True))
+        return next(filter(None, (disagreement(e, a, f"{place}[{i}]") for i, (e, a) in pairs)), "")
+    same = type(expected) is type(actual) and expected == actual
+    return "" if same else f"{place} is {_brief(expected)} in the model and {_brief(actual)} in the graph"
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    if is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None
+
+
+def _mappings(expected: Mapping[Any, Any], actual: Any, place: str, name: str) -> str:
+    if not isinstance(actual, Mapping) or list(actual) != list(expected):
+        found = list(actual) if isinstance(actual, Mapping) else _brief(actual)
+        return f"{place} has the {name} {list(expected)} in the model and {found} in the graph"
+    differences = (disagreement(expected[key], actual[key], f"{place}[{key!r}]") for key in expected)
+    return next(filter(None, differences), "")
+
+
+def _tensors(expected: torch.Tensor, actual: Any, place: str) -> str:
+    if not isinstance(actual, torch.Tensor):
+        return f"{place} is {_brief(expected)} in the model and {_brief(actual)} in the graph"
+    if (expected.shape, expected.dtype, expected.device) != (actual.shape, actual.dtype, actual.device):
+        return f"{place} is {_brief(expected)} in the model and {_brief(actual)} in the graph"
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return (
+            ""
+            if torch.equal(expected, actual)
+            else f"{place} has other values in the graph than in the model"
+        )
+    finite = expected.isfinite()
+    unequal_places = not torch.equal(finite, actual.isfinite())
+    if unequal_places or not torch.equal(expected[~finite].nan_to_num(), actual[~finite].nan_to_num()):
+        return f"{place} has NaN or infinities in different places in the graph than in the model"
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    error = (expected[finite].to(wide) - actual[finite].to(wide)).abs()
+    largest = expected[finite].to(wide).abs()
+    if error.numel() == 0 or float(error.max()) <= _tolerance(expected) * float(largest.max()):
+        return ""
+    return f"{place} differs by {float(error.max()):.3g} where the model's reaches {float(largest.max()):.3g}"
+
+
+def _tolerance(tensor: torch.Tensor) -> float:
+    errors = ROUNDING_ERRORS.get(tensor.device.type, ROUNDING_ERRORS_ELSEWHERE)
+    return min(errors * torch.finfo(tensor.dtype).eps, LARGEST_TOLERANCE)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"a {type(value).__name__}" if isinstance(value, (Sequence, Mapping)) else repr(value)

@@ -1,0 +1,290 @@
+"""Tracing with concrete shapes: ``forward`` runs on fake tensors, and every torch function is written down.
+
+Semantics
+- No proxies: the model's code sees tensors with real shapes, dtypes and devices but without numbers
+  (`torch._subclasses.FakeTensorMode`), so everything that these decide is decided; what needs the numbers
+  fails.
+- A torch function called by the model's code becomes one node; what it calls in turn does not.
+- Sizes stay expressions of the input (`mbs_fx.tracers.sizes`), so the graph serves other batch sizes.
+- Parameters and buffers are ``get_attr`` nodes.  Tensors that the model keeps elsewhere are constants, and
+  so is what is computed of constants alone.
+- A leaf that cannot run on fake tensors gets the shapes of its output from a real run
+  (`mbs_fx.tracers.observed`).
+- A device that the model's code took from a tensor is, in the graph, the device of the first input.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Container, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial, reduce
+from typing import Any, Final
+from unittest.mock import patch
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mbs_fx.tracers.assemble import assemble
+from mbs_fx.tracers.autograd import followed_functions, notes_on
+from mbs_fx.tracers.batch import SpecialisedError, batch_of, free_batch, one_more
+from mbs_fx.tracers.check import copied
+from mbs_fx.tracers.example import Argument, Example, arguments
+from mbs_fx.tracers.leaves import Leaves, UntraceableError
+from mbs_fx.tracers.observed import ORIGINAL_CALL, Observations
+from mbs_fx.tracers.sizes import Source, Traced, traced
+from mbs_fx.tracers.spelling import is_in_place, is_property, spelling
+from mbs_fx.tracers.symbolic import LeafTracer
+
+UNRECORDED: Final = frozenset({"_set_grad_enabled", "_assert"})
+
+
+class Recorder(TorchFunctionMode):
+    """Hands every torch function to the tracer."""
+
+    def __init__(self, tracer: ConcreteTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.tracer.function(func, args, kwargs or {})
+
+
+class ConcreteTracer(LeafTracer):
+    """Knows for every tensor of the run the node that makes it."""
+
+    def __init__(self, leaves: Leaves, observations: Observations) -> None:
+        super().__init__(leaves)
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.observations = observations
+        self.made: dict[int, tuple[torch.Tensor, Source]] = {}
+        self.sizes: dict[tuple[Source, int], Any] = {}
+        self.device: tuple[torch.device, Source] | None = None
+        self.num_leaf_calls: Counter[str] = Counter()
+        self.paused = False
+
+    def record(self, model: nn.Module, inputs: Sequence[Argument]) -> None:
+        """Run a fake copy of the model once; the copy carries the constants of the graph."""
+        root = self.root = self._fake_copy(model)
+        self.graph = fx.Graph(tracer_cls=LeafTracer)
+        self.submodule_paths = {module: path for path, module in root.named_modules()}
+        self.tensor_attrs = {
+            value: f"{path}.{name}".removeprefix(".")
+            for path, module in root.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, torch.Tensor)
+        }
+        values = [self._input(argument) for argument in inputs]
+        named = {
+            argument.name: value for argument, value in zip(inputs, values, strict=True) if argument.keyword
+        }
+        positional = [value for argument, value in zip(inputs, values, strict=True) if not argument.keyword]
+        functions = followed_functions(self.followed, lambda: self.paused)
+        with torch.no_grad(), self._module_calls(), functions, Recorder(self):
+            result = root.forward(*positional, **named)
+        self.create_node("output", "output", (self.create_arg(result),), {})
+
+    def _fake_copy(self, model: nn.Module) -> nn.Module:
+        memo: dict[int, Any] = {}
+        for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+            fake = memo[id(tensor)] = self.fake.from_tensor(tensor, static_shapes=True)
+            self.made[id(fake)] = fake, Source("get_attr", path)
+        return copied(model, memo)
+
+    def _input(self, argument: Argument) -> Any:
+        source = Source("placeholder", argument.name)
+        source.__fx_create_arg__(self)
+        if argument.is_constant:
+            return argument.value
+        value = tree_map_only(torch.Tensor, self.fake.from_tensor, argument.value)
+        if isinstance(value, torch.Tensor) and self.device is None:
+            self.device = value.device, Source("call_function", getattr, (source, "device"))
+        return self._track(value, source)
+
+    @contextmanager
+    def _module_calls(self) -> Generator[None]:
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self.paused:
+                return ORIGINAL_CALL(module, *args, **kwargs)
+            return self.call_module(module, partial(ORIGINAL_CALL, module), args, kwargs)
+
+        with patch.object(nn.Module, "__call__", call):
+            yield
+
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        """What `call_module` of torch.fx asks for when it meets a leaf."""
+        module = self.root.get_submodule(target)
+        call = self.num_leaf_calls[target]
+        self.num_leaf_calls[target] += 1
+        try:
+            with self.unrecorded(), self.fake:
+                result = ORIGINAL_CALL(module, *args, **kwargs)
+        except Exception:
+            with self.unrecorded():
+                result = self.observations.output(target, call, self.fake)
+            if result is None:
+                raise
+        return self._write(kind, target, args, kwargs, result, bool(getattr(module, "inplace", False)))
+
+    @contextmanager
+    def unrecorded(self) -> Generator[None]:
+        """What runs inside leaves no trace in the graph."""
+        before, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def function(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of a torch function by the model's code."""
+        if self.paused or getattr(func, "__name__", "") in UNRECORDED:
+            return func(*args, **kwargs)
+        if _is_constant(args, kwargs):
+            return func(*args, **kwargs)
+        size = self._size(func, args, kwargs)
+        if size is not None:
+            return size
+        with self.fake:
+            result = func(*args, **kwargs)
+        kind, target, spelled = spelling(func, args, kwargs)
+        if target is not operator.setitem and not _has_tensor(result):
+            if result is None:
+                raise NotImplementedError(f"{target} returns nothing, so a graph cannot show what it does")
+            return result
+        return self._write(kind, target, spelled, kwargs, result, is_in_place(func, args, kwargs))
+
+    def _size(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The answer to a question about sizes, None where ``func`` asks another one."""
+        name = is_property(func) or getattr(func, "__name__", "")
+        if name not in ("shape", "size", "numel", "nelement", "__len__"):
+            return None
+        tensor: torch.Tensor = args[0]
+        source = self._source(tensor)
+        with self.fake:
+            sizes = [self._one_size(source, axis, size) for axis, size in enumerate(tensor.size())]
+        if name in ("numel", "nelement"):
+            return reduce(operator.mul, sizes, 1)
+        if name == "__len__":
+            return sizes[0]
+        axis = (*args[1:], *kwargs.values())
+        return torch.Size(sizes) if not axis or axis[0] is None else sizes[axis[0]]
+
+    def _one_size(self, source: Source, axis: int, size: int) -> Any:
+        if (source, axis) not in self.sizes:
+            self.sizes[source, axis] = traced(size, Source("call_method", "size", (source, axis)))
+        return self.sizes[source, axis]
+
+    def _write(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, result: Any, in_place: bool
+    ) -> Any:
+        written, named = self.create_arg(args), self.create_arg(kwargs)
+        assert isinstance(written, tuple)
+        assert isinstance(named, dict)
+        node = self.create_node(kind, target, written, named)
+        given: set[int] = set() if in_place else set(map(id, tree_leaves((args, kwargs))))
+        return self._track(result, Source(kind, target, node=node), given)
+
+    def _track(self, value: Any, source: Source, given: Container[int] = ()) -> Any:
+        """Remember which node makes each tensor in ``value``.
+
+        A function that returns what it was given, unchanged, returns another object here: the argument keeps
+        its own node.  (Dropout in evaluation mode does so, and it is not the identity in training.)
+        """
+        if isinstance(value, torch.Tensor):
+            if id(value) in given:
+                with self.unrecorded(), self.fake:
+                    value = value.view(value.shape)
+            self.made[id(value)] = value, source
+        elif isinstance(value, (tuple, list)):
+            for index, part in enumerate(value):
+                self._track(part, _part(operator.getitem, source, index))
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                self._track(part, _part(operator.getitem, source, key))
+        elif is_dataclass(value):
+            for field in fields(value):
+                self._track(getattr(value, field.name), _part(getattr, source, field.name))
+        return value
+
+    def _source(self, tensor: torch.Tensor) -> Source:
+        if id(tensor) not in self.made:
+            raise NotImplementedError(
+                "a tensor comes from code that torch functions do not show (TorchScript, C++)"
+            )
+        return self.made[id(tensor)][1]
+
+    def create_arg(self, a: Any) -> Any:
+        """Nodes for tensors, sizes and devices; the rest as torch.fx does it."""
+        if isinstance(a, torch.Tensor) and (id(a) in self.made or isinstance(a, FakeTensor)):
+            return self._source(a).__fx_create_arg__(self)
+        if isinstance(a, torch.Size):
+            return tuple(self.create_arg(size) for size in a)
+        if isinstance(a, torch.device) and self.device is not None and a == self.device[0]:
+            return self.device[1].__fx_create_arg__(self)
+        return super().create_arg(a)
+
+
+def _part(getter: Any, whole: Source, key: Any) -> Source:
+    return Source("call_function", getter, (whole, key))
+
+
+def _is_constant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call takes tensors, and nothing that depends on the input or on the state of the model."""
+    leaves = [part for leaf in tree_leaves((args, kwargs)) for part in _parts(leaf)]
+    of_input = any(isinstance(leaf, (FakeTensor, Traced)) for leaf in leaves)
+    return not of_input and any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+
+
+def _parts(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, slice):
+        return leaf.start, leaf.stop, leaf.step
+    return tuple(leaf) if isinstance(leaf, torch.Size) else (leaf,)
+
+
+def _has_tensor(value: Any) -> bool:
+    if is_dataclass(value):
+        return any(_has_tensor(getattr(value, field.name)) for field in fields(value))
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
+def trace_concretely(model: nn.Module, example: Example, leaves: Leaves) -> fx.GraphModule:
+    """Trace at the example's shapes, and with one more image to free the graph from the batch size."""
+    tracer = _record(model, example, leaves)
+    notes = notes_on(tracer.followed)
+    batch = batch_of(example)
+    if batch is not None:
+        try:
+            twin = _record(model, one_more(example, batch), leaves)
+            free_batch(tracer.graph, twin.graph, batch)
+            _require_same_constants(tracer, twin)
+        except (UntraceableError, SpecialisedError) as error:
+            notes += (f"the graph holds for batches of {batch}: with {batch + 1}, {error}",)
+    gm = assemble(model, tracer.root, tracer.graph)
+    gm.meta["mbs_leaves"] = leaves.met(tracer.graph, model)
+    gm.meta["mbs_notes"] = notes
+    return gm
+
+
+def _require_same_constants(tracer: ConcreteTracer, twin: ConcreteTracer) -> None:
+    for name in tracer.tensor_attrs.values():
+        mine, other = (operator.attrgetter(name)(t.root) for t in (tracer, twin))
+        if isinstance(mine, torch.Tensor) and mine.shape != other.shape:
+            raise SpecialisedError(f"the constant {name} of shape {mine.shape} becomes one of {other.shape}")
+
+
+def _record(model: nn.Module, example: Example, leaves: Leaves) -> ConcreteTracer:
+    tracer = ConcreteTracer(leaves, Observations(model, example, leaves))
+    try:
+        tracer.record(model, arguments(model, example))
+    except Exception as error:
+        raise UntraceableError(tracer.note("", error)) from error
+    return tracer

@@ -1,0 +1,130 @@
+"""Tracing without shapes: torch.fx's own tracer with our leaves.
+
+Semantics
+- Parameters and buffers that are used outside leaves are ``get_attr`` nodes, so that nothing computed from
+  them is frozen into a constant.
+- Inputs that nobody fills keep their default values and are not inputs of the graph.
+- A layer that ``forward`` makes on the fly has no path; its own forward is traced.
+- ``registries=True`` also keeps whole what torchvision.ops and timm say cannot be traced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from torch import fx, nn
+
+from mbs_fx.tracers.assemble import assemble
+from mbs_fx.tracers.autograd import followed_functions, notes_on
+from mbs_fx.tracers.check import copied
+from mbs_fx.tracers.example import Argument
+from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, failure_of
+
+
+def registered_functions() -> tuple[Callable[..., Any], ...]:
+    """Functions that torchvision and timm, where they are loaded, want kept whole."""
+    found: list[Callable[..., Any]] = []
+    operations = sys.modules.get("torchvision.ops")
+    if isinstance(operations, ModuleType):
+        found += [value for value in vars(operations).values() if inspect.isfunction(value)]
+    timm = sys.modules.get("timm.layers")
+    if isinstance(timm, ModuleType):
+        found += timm.get_notrace_functions()
+    return tuple(found)
+
+
+def registered_modules() -> tuple[type[nn.Module], ...]:
+    """Module classes that timm, where it is loaded, wants kept whole."""
+    timm = sys.modules.get("timm.layers")
+    return tuple(timm.get_notrace_modules()) if isinstance(timm, ModuleType) else ()
+
+
+class LeafTracer(fx.Tracer):
+    """A tracer with our leaves that remembers the innermost module in which it failed."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, leaves: Leaves | None = None, registries: bool = False) -> None:
+        super().__init__(
+            autowrap_modules=(math,), autowrap_functions=registered_functions() if registries else ()
+        )
+        self.leaves = leaves or Leaves()
+        self.failure: Failure | None = None
+        self.followed: set[str] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.leaves.keep(m, module_qualified_name)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        path = (self.submodule_paths or {}).get(m)
+        if path is None:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            self.note(path, error)
+            raise
+
+    def note(self, path: str, error: Exception) -> Failure:
+        """Remember where ``error`` was raised, unless a module further inside has said so."""
+        if self.failure is None or not self.failure.is_cause_of(error):
+            self.failure = failure_of(path, error)
+        return self.failure
+
+
+class SymbolicTracer(LeafTracer):
+    """Runs ``forward`` on proxies that know nothing but the graph."""
+
+    def __init__(
+        self, leaves: Leaves | None = None, inputs: Sequence[Argument] | None = None, registries: bool = False
+    ) -> None:
+        super().__init__(leaves, registries)
+        self.inputs = inputs
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        if self.inputs is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        # The instance's forward, which may differ from the class's.
+        forward = self.root.forward
+        given = [self._placeholder(argument) for argument in self.inputs]
+        keywords = [argument.name if argument.keyword else None for argument in self.inputs]
+
+        def call(*values: Any) -> Any:
+            named = list(zip(keywords, values, strict=True))
+            return forward(*(v for k, v in named if k is None), **{k: v for k, v in named if k is not None})
+
+        return call, given
+
+    def _placeholder(self, argument: Argument) -> Any:
+        proxy = self.create_proxy("placeholder", argument.name, (), {})
+        # The placeholder of a constant is not used, but keeps the call signature.
+        return argument.value if argument.is_constant else proxy
+
+
+def trace_symbolically(
+    model: nn.Module, inputs: Sequence[Argument], leaves: Leaves, registries: bool = False
+) -> fx.GraphModule:
+    """Trace a copy of the model, so that nothing its forward stores in itself stays behind."""
+    twin = copied(model, {id(parameter): parameter for parameter in model.parameters()})
+    if registries:
+        leaves = replace(leaves, registered=registered_modules())
+    tracer = SymbolicTracer(leaves, inputs, registries)
+    try:
+        with followed_functions(tracer.followed, lambda: False):
+            graph = tracer.trace(twin)
+    except Exception as error:
+        raise UntraceableError(tracer.note("", error)) from error
+    gm = assemble(model, twin, graph)
+    gm.meta["mbs_leaves"] = leaves.met(graph, model)
+    gm.meta["mbs_notes"] = notes_on(tracer.followed)
+    return gm

@@ -1,0 +1,175 @@
+"""`mbs_fx.trace`: from a module to a torch.fx graph that computes the same.
+
+Semantics
+- Two strategies, in this order: *symbolic* (torch.fx's own, shapes unknown) and, where an example is given,
+  *concrete* (``forward`` runs on shapes without numbers, so everything that shapes decide is decided). The
+  first graph that agrees with the model on the example is returned.
+- What decides by values or is not Python becomes a leaf automatically when nothing else works.
+- The graph holds for the mode that the model is in.
+- Modules, parameters and buffers are shared with the model by reference, as torch.fx does it.  The model
+  itself (modes, statistics, attributes) is not changed, nor is the random state.  Hooks of the model fire
+  on copies of it.
+- A GraphModule is returned as it is.
+
+``gm.meta`` then holds
+- ``"mbs_tracing"``: the strategy that worked;
+- ``"mbs_leaves"``: path of every automatic leaf, with the reason;
+- ``"mbs_notes"``: what the graph does not show (another result in the other mode, a fixed batch size, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from mbs_fx.errors import MBSError
+from mbs_fx.tracers.check import RunError, copied, disagreement, outputs, seeded
+from mbs_fx.tracers.concrete import trace_concretely
+from mbs_fx.tracers.example import Example, arguments, example_of, place_and_dtype
+from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, leaves_of
+from mbs_fx.tracers.symbolic import trace_symbolically
+
+Strategy = Callable[[nn.Module], fx.GraphModule]
+WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def trace(
+    model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[nn.Module]] = ()
+) -> fx.GraphModule:
+    """Trace ``model`` into a GraphModule that shares its parameters.
+
+    ``example`` is an input tensor, its shape (a tuple of ints), a tuple of tensors for several inputs, or a
+    dict of keyword inputs; with it the trace is checked numerically against the model and may use concrete
+    shapes.
+    ``leaves`` are module paths or classes to keep as single nodes.
+    """
+    if isinstance(model, fx.GraphModule):
+        return model
+    _require_traceable(model)
+    chosen = leaves_of(model, leaves)
+    inputs = example_of(model, example)
+    expected = None if inputs is None else _expected(model, inputs)
+    wrong: list[str] = []
+    for name, strategy in _strategies(model, inputs, chosen):
+        try:
+            with seeded(place_and_dtype(model)[0]):
+                gm = strategy(model)
+        except UntraceableError as stop:
+            wrong.append(f"{name}: {_where(model, stop.failure)}")
+            continue
+        difference = "" if inputs is None else _difference(expected, gm, inputs)
+        if difference:
+            wrong.append(f"{name}: the graph does not compute what the model computes, {difference}")
+            continue
+        gm.meta["mbs_tracing"] = name
+        gm.meta["mbs_notes"] += () if inputs is None else _notes_on_mode(model, gm, inputs, strategy)
+        return gm
+    raise MBSError(_untraceable(model, wrong, inputs))
+
+
+def _require_traceable(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise MBSError(f"trace takes a torch.nn.Module, not a {type(model).__name__}")
+    name = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MBSError(
+            f"{name} is a TorchScript module, which cannot be traced; pass the Python module behind it"
+        )
+    if name in WRAPPERS:
+        raise MBSError(f"the model is wrapped in {name}; pass the model inside, model.{WRAPPERS[name]}")
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise MBSError(
+            f"{name} has lazy layers, whose shapes are not known yet; run it once on an input first"
+        )
+
+
+def _expected(model: nn.Module, inputs: Example) -> Any:
+    arguments(model, inputs)
+    try:
+        return outputs(model, inputs)
+    except RunError as error:
+        raise MBSError(
+            f"{type(model).__name__} itself fails on the example: {error}; "
+            "check the example's shape, dtype and device"
+        ) from error
+
+
+def _strategies(model: nn.Module, inputs: Example | None, leaves: Leaves) -> Iterator[tuple[str, Strategy]]:
+    given = arguments(model, inputs)
+
+    def symbolic(model: nn.Module) -> fx.GraphModule:
+        return trace_symbolically(model, given, leaves)
+
+    def whole(model: nn.Module) -> fx.GraphModule:
+        attempt = partial(trace_symbolically, model, given, registries=True)
+        return _with_automatic_leaves(attempt, model, leaves)
+
+    yield "symbolic", symbolic
+    if inputs is not None:
+        yield "concrete", partial(_concrete, inputs, leaves)
+    yield "symbolic with automatic leaves", whole
+
+
+def _concrete(inputs: Example, leaves: Leaves, model: nn.Module) -> fx.GraphModule:
+    return _with_automatic_leaves(partial(trace_concretely, model, inputs), model, leaves)
+
+
+def _with_automatic_leaves(
+    attempt: Callable[[Leaves], fx.GraphModule], model: nn.Module, leaves: Leaves
+) -> fx.GraphModule:
+    """Trace again and again, each time with the module that failed as one more leaf."""
+    while True:
+        try:
+            return attempt(leaves)
+        except UntraceableError as stop:
+            if stop.failure.path in ("", *leaves.automatic):
+                raise
+            leaves = leaves.after(stop.failure, model)
+
+
+def _difference(expected: Any, gm: fx.GraphModule, inputs: Example, training: bool | None = None) -> str:
+    try:
+        return disagreement(expected, outputs(gm, inputs, training))
+    except RunError as error:
+        return f"it fails: {error}"
+
+
+def _notes_on_mode(
+    model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy
+) -> tuple[str, ...]:
+    """Whether the graph computes what the model computes in the mode that was not traced, and if not, why."""
+    training = not model.training
+    mode = "training" if training else "evaluation"
+    try:
+        expected = outputs(model, inputs, training)
+    except RunError as error:
+        return (f"{mode} mode could not be checked, the model itself fails in it on the example: {error}",)
+    difference = _difference(expected, gm, inputs, training)
+    if not difference:
+        return ()
+    try:
+        cause = _difference(expected, strategy(copied(model).train(training)), inputs, training)
+    except UntraceableError as stop:
+        cause = _where(model, stop.failure)
+    note = f"the graph is not the model in {mode} mode: {difference}"
+    if cause:
+        return (f"{note}; a graph traced in {mode} mode is not either: {cause}",)
+    return (f"{note}; tracing fixed the mode, and a graph traced in {mode} mode agrees",)
+
+
+def _where(model: nn.Module, failure: Failure) -> str:
+    kind = type(model.get_submodule(failure.path)).__name__
+    place = f"module {failure.path!r} ({kind})" if failure.path else f"the forward of {kind}"
+    return f"{place}: {failure.reason}"
+
+
+def _untraceable(model: nn.Module, wrong: list[str], inputs: Example | None) -> str:
+    advice = 'keep the module in question whole with leaves=["its.path"]'
+    if inputs is None:
+        advice = f"pass an example input, so that shapes are known while tracing, or {advice}"
+    reasons = "\n".join(f"- {reason}" for reason in dict.fromkeys(wrong))
+    return f"{type(model).__name__} cannot be traced.\n{reasons}\nWhat to do: {advice}."
