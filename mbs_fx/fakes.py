@@ -1,0 +1,235 @@
+"""Running a graph on tensors without numbers.
+
+Semantics
+- The environment holds meta tensors.  A *layout* is shape, strides and dtype; all tensors of one layout share
+  one meta tensor.
+- Layers of ``torch.nn`` and functions of the libraries return layouts that follow from their configuration
+  and the layouts of their arguments: each combination runs once, on meta tensors.
+- Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
+  slower, but they know their device and how to mix with real ones.
+- Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+_MODULE_FIELDS = frozenset(vars(nn.Module()))
+_HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
+_LIBRARIES = frozenset({"torch", "torchvision", "math", "operator", "_operator", "builtins"})
+_TRANSPOSES = frozenset({"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"})
+_RESHAPES_IN_PLACE = _TRANSPOSES | {"resize_", "resize_as_", "as_strided_", "set_"}
+
+_BATCH_NORM_DIMS: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.BatchNorm1d: (2, 3),
+    nn.BatchNorm2d: (4,),
+    nn.BatchNorm3d: (5,),
+}
+
+
+class FakeInterpreter(Interpreter):
+    """Runs a graph on meta and fake tensors; ``env`` then holds a meta tensor for every tensor."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.results: dict[Hashable, Any] = {}
+        self.metas: dict[Hashable, Tensor] = {}
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        names = (getattr(node.target, "__name__", node.target) for node in gm.graph.nodes)
+        self.shares = _RESHAPES_IN_PLACE.isdisjoint(name for name in names if isinstance(name, str))
+        first = next((p for p in gm.parameters() if p.is_floating_point()), torch.empty(0))
+        self.dtype = first.dtype
+        self.device = next(chain(gm.parameters(), gm.buffers()), first).device
+
+    def input(self, value: Tensor | Sequence[int]) -> Tensor:
+        """A stand-in for an input, given as a tensor or as the shape of one."""
+        if isinstance(value, Tensor):
+            return self._meta(value)
+        return torch.empty(tuple(value), dtype=self.dtype, device="meta")
+
+    def run_node(self, n: Node) -> Any:
+        """The value of a node; its tensors are meta tensors."""
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return mapped(self._dispatch(n, args, kwargs), self._meta)
+
+    def _dispatch(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if n.op in ("placeholder", "output"):
+            return getattr(self, n.op)(n.target, args, kwargs)
+        if n.op == "get_attr":
+            return self.fetch_attr(str(n.target))
+        call: Any = n.target
+        if n.op == "call_method":
+            if not isinstance(args[0], Tensor):
+                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+            call = _Method(str(n.target))
+        elif n.op == "call_module":
+            call = self.fetch_attr(str(n.target))
+        return self._call(call, args, kwargs) if _of_library(call) else self._on_fakes(call, args, kwargs)
+
+    def _call(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = _hashed((call, args, kwargs)) if self.shares and "out" not in kwargs else None
+        if key is not None and key in self.results:
+            return self.results[key]
+        result = self._on_metas(call, args, kwargs)
+        if key is not None and isinstance(result, Tensor | tuple | int | float):
+            self.results[key] = result = mapped(result, self._meta)
+        return result
+
+    def _on_metas(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "device" in kwargs or call is getattr or not _holds_tensor((args, kwargs)):
+            return self._on_fakes(call, args, kwargs)
+        try:
+            if type(call) in _BATCH_NORM_DIMS and _keeps_layout(call, args[0]):
+                return args[0]
+            return _stand_in(call, self._meta)(*args, **kwargs)
+        except Exception:  # noqa: BLE001 whatever meta tensors cannot do: fake tensors can, or say why not
+            return self._on_fakes(call, args, kwargs)
+
+    def _on_fakes(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self.mode:
+            fake_args, fake_kwargs = mapped((args, kwargs), self._fake)
+            return _stand_in(call, self._fake)(*fake_args, **fake_kwargs)
+
+    def _meta(self, tensor: Tensor) -> Tensor:
+        plain = tensor.device.type == "meta" and type(tensor) is Tensor
+        if plain or tensor.layout != torch.strided:
+            return tensor
+        if not self.shares:
+            return _empty_like(tensor, torch.device("meta"))
+        key = _layout(tensor)
+        if key not in self.metas:
+            self.metas[key] = _empty_like(tensor, torch.device("meta"))
+        return self.metas[key]
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        kept = isinstance(tensor, FakeTensor) or tensor.layout != torch.strided
+        return tensor if kept else _empty_like(tensor, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method as a function of its object."""
+
+    name: str
+
+    def __call__(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(obj, self.name)(*args, **kwargs)
+
+
+def _keeps_layout(module: nn.Module, x: Tensor) -> bool:
+    """Whether a batch norm takes ``x``, as it nearly always does; torch decomposes it, at 2 ms a layer."""
+    tensors = [t for t in chain(module.parameters(), module.buffers()) if t.ndim]
+    fits = all(t.shape == x.shape[1:2] and t.dtype == x.dtype for t in tensors)
+    refused = module.training and x.shape[1] == x.numel()
+    return fits and x.ndim in _BATCH_NORM_DIMS[type(module)] and not refused
+
+
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """``value`` with ``change`` applied to every tensor in it, containers rebuilt in their own type."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, tuple):
+        items = [mapped(item, change) for item in value]
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        # What max(dim) and the like return is named too, and is made from one sequence.
+        return type(value)(items) if hasattr(value, "n_fields") else tuple(items)
+    if type(value) is list or type(value) is immutable_list:
+        return [mapped(item, change) for item in value]
+    if isinstance(value, dict):
+        clone = dict(value) if isinstance(value, immutable_dict) else copy(value)
+        for key, item in value.items():
+            clone[key] = mapped(item, change)
+        return clone
+    return value
+
+
+def _stand_in(call: Any, make: Callable[[Tensor], Tensor]) -> Any:
+    """Modules as shallow copies without hooks, their tensors replaced; anything else as it is."""
+    if not isinstance(call, nn.Module) or isinstance(call, torch.jit.ScriptModule):
+        return call
+    clone = object.__new__(type(call))
+    for name, value in vars(call).items():
+        if name in _HOOKS:
+            value = type(value)()
+        elif name in ("_parameters", "_buffers"):
+            value = {key: tensor if tensor is None else make(tensor) for key, tensor in value.items()}
+        elif name == "_modules":
+            value = {key: _stand_in(child, make) for key, child in value.items()}
+        else:
+            value = mapped(value, make)
+        clone.__dict__[name] = value
+    return clone
+
+
+def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def _layout(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(_holds_tensor, value.values())))
+
+
+def _hashed(value: Any) -> Hashable | None:
+    """A key that the layout of a call's result follows from; None where that cannot be told."""
+    key = _key(value)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _key(value: Any) -> Hashable:
+    """Values with equal keys give equal layouts; 1, 1.0 and True are equal to Python, not to torch."""
+    if isinstance(value, Tensor):
+        return _layout(value)
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_key, value))
+    if isinstance(value, dict):
+        return (dict, *((name, _key(item)) for name, item in value.items()))
+    if isinstance(value, slice):
+        return slice, _key(value.start), _key(value.stop), _key(value.step)
+    return _module_key(value) if isinstance(value, nn.Module) else (type(value), value)
+
+
+def _module_key(module: nn.Module) -> Hashable:
+    fields = vars(module)
+    parts: list[Hashable] = [type(module), module.training]
+    parts += [(name, _key(value)) for name, value in fields.items() if name not in _MODULE_FIELDS]
+    return (*parts, _key(fields["_parameters"]), _key(fields["_buffers"]), _key(fields["_modules"]))
+
+
+def _of_library(call: Any) -> bool:
+    if isinstance(call, nn.Module):
+        return _library_layer(type(call)) and all(map(_of_library, call.children()))
+    module = getattr(call, "__module__", None)
+    return module is None or module.split(".")[0] in _LIBRARIES or isinstance(call, _Method)
+
+
+@cache
+def _library_layer(kind: type) -> bool:
+    """A layer of torch.nn, or a subclass of one."""
+    return any(
+        base.__module__.startswith("torch.nn.modules") and base is not nn.Module for base in kind.__mro__
+    )
