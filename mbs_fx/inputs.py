@@ -1,0 +1,147 @@
+"""Which tensors of a batch the graph takes, and whether they are what it can take.
+
+- Placeholders without a default are the inputs.  In a dict they are found by name, in a tuple by position;
+  a dict with a single floating-point tensor needs no names.
+- Images are floating point, with the channels of the first convolution that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mbs_fx.errors import MBSError
+
+if TYPE_CHECKING:
+    from mbs_fx.images import Batch
+
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs of a graph: the names of its placeholders, and how many axes a batch of images has."""
+
+    names: tuple[str, ...]
+    batch_axes: int
+    channels: int | None = None
+
+    @staticmethod
+    def of(gm: fx.GraphModule) -> Signature:
+        """Read off the placeholders and the first convolution."""
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        names = tuple(str(n.target) for n in placeholders if not n.args)
+        for node in gm.graph.nodes:
+            module = gm.get_submodule(node.target) if node.op == "call_module" else None
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                direct = node.args and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
+                return Signature(names, len(module.kernel_size) + 2, module.in_channels if direct else None)
+            if node.op == "call_function" and getattr(node.target, "__name__", "") in CONVOLUTIONS:
+                return Signature(names, CONVOLUTIONS[node.target.__name__] + 2)
+        return Signature(names, 4)
+
+    def is_single(self, item: Any) -> bool:
+        """Whether an item is one image (one axis less than a batch)."""
+        tensors = self._pick(item)
+        return bool(tensors) and isinstance(tensors[0], Tensor) and tensors[0].ndim == self.batch_axes - 1
+
+    def inputs(self, item: Any, place: str) -> tuple[Tensor, ...]:
+        """The input tensors of a batch, checked."""
+        picked = self._pick(item)
+        if not picked:
+            raise MBSError(
+                f"{place} is {_describe(item)}; the graph takes {', '.join(self.names)}: " + self._wanted()
+            )
+        for name, value in zip(self.names, picked, strict=True):
+            if not isinstance(value, Tensor):
+                raise MBSError(
+                    f"{place}: input {name} is {_describe(value)}, not a tensor: " + self._wanted()
+                )
+        self._check(picked[0], place)
+        return picked
+
+    def stack(self, items: Sequence[Any], indices: Sequence[int]) -> list[Batch]:
+        """Single images as batches, one for each size among them."""
+        from mbs_fx.images import Batch
+
+        sizes: dict[tuple[torch.Size, ...], list[int]] = {}
+        picked = [self._single(item, index) for item, index in zip(items, indices, strict=True)]
+        for place, tensors in enumerate(picked):
+            sizes.setdefault(tuple(t.shape for t in tensors), []).append(place)
+        return [
+            Batch(
+                tuple(torch.stack([picked[i][k] for i in places]) for k in range(len(self.names))),
+                tuple(indices[i] for i in places),
+            )
+            for places in sizes.values()
+        ]
+
+    def _single(self, item: Any, index: int) -> tuple[Tensor, ...]:
+        picked = self._pick(item)
+        if not picked or not all(isinstance(value, Tensor) for value in picked):
+            raise MBSError(f"image {index} is {_describe(item)}: " + self._wanted())
+        self._check(picked[0][None], f"image {index}")
+        return picked
+
+    def _pick(self, item: Any) -> tuple[Any, ...]:
+        if isinstance(item, Mapping):
+            if all(name in item for name in self.names):
+                return tuple(item[name] for name in self.names)
+            floats = [v for v in item.values() if isinstance(v, Tensor) and v.is_floating_point()]
+            return (floats[0],) if len(floats) == len(self.names) == 1 else ()
+        if isinstance(item, tuple | list):
+            return tuple(item[: len(self.names)]) if len(item) >= len(self.names) else ()
+        return (item,) if len(self.names) == 1 else ()
+
+    def _check(self, images: Tensor, place: str) -> None:
+        shape = tuple(images.shape)
+        if not images.is_floating_point():
+            raise MBSError(
+                f"{place} has dtype {images.dtype}: convert to floating point and normalise as in training, "
+                "for instance (images.float() / 255 - mean) / std"
+            )
+        if images.ndim != self.batch_axes:
+            raise MBSError(f"{place} has shape {shape}; the graph takes batches with {self.batch_axes} axes")
+        if self.channels is not None and shape[1] != self.channels:
+            hint = "; its last axis fits: permute to channels first" if shape[-1] == self.channels else ""
+            raise MBSError(
+                f"{place} has shape {shape}; the graph takes {self.channels} channels, not {shape[1]}{hint}"
+            )
+        if not images.numel():
+            raise MBSError(f"{place} has shape {shape}: it holds no values")
+
+    def _wanted(self) -> str:
+        if len(self.names) == 1:
+            return "give tensors, (image, label) pairs, or dicts with one floating-point tensor"
+        return f"give tuples of {len(self.names)} tensors, or dicts with these names"
+
+
+def check_mode(gm: fx.GraphModule) -> None:
+    """Refuse a model whose layers behave as in training."""
+    targets = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
+    training = [t for t in targets if any(m.training for m in gm.get_submodule(t).modules())]
+    if training or (gm.training and not targets):
+        raise MBSError(
+            f"the model is in training mode ({', '.join(training[:3]) or 'the graph'}): batch statistics and "
+            "dropout would change the densities. Call .eval() first"
+        )
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.kwargs.get("training") is True:
+            raise MBSError(
+                f"the graph was traced in training mode (node {node.name} has training=True): call .eval() on "
+                "the model, then trace it again"
+            )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a dict with keys {', '.join(map(str, value))}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(type(v).__name__ for v in value[:4])})"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,71 @@
+"""Several processes that measure together, as started by torchrun.
+
+- Ranks exchange counts per image, not sums: every rank merges the same batches in the same order, so that
+  all of them, and a single process, come to the same bits.
+- They talk over a gloo group of their own, whatever the model's own group uses: the numbers are few and lie
+  on the CPU.
+- A rank that fails tells the others, and all fail with its message.  A rank that is gone makes the others
+  fail within the timeout, with its number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from mbs_fx.errors import MBSError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among ``world``; ``group`` is None where there is only one."""
+
+    rank: int = 0
+    world: int = 1
+    group: Any = None
+    timeout: timedelta = timedelta(minutes=10)
+
+    def exchange(self, own: T) -> list[T]:
+        """What every rank gives, in the order of ranks, to every rank."""
+        if self.group is None:
+            return [own]
+        everyone: list[Any] = [None] * self.world
+        try:
+            dist.monitored_barrier(self.group, self.timeout, wait_all_ranks=True)
+            dist.all_gather_object(everyone, own, group=self.group)
+        except RuntimeError as error:
+            raise MBSError(
+                f"rank {self.rank} lost the others while measuring ({str(error).splitlines()[0]}): a process "
+                f"ended or did not answer within {self.timeout.total_seconds():g} s. See the log of that rank"
+            ) from error
+        return everyone
+
+
+@contextmanager
+def join(timeout: float) -> Iterator[Ranks]:
+    """All processes of this run; just this one where there was no torchrun and no process group."""
+    limit = timedelta(seconds=timeout)
+    if not dist.is_available():
+        yield Ranks()
+        return
+    started = (
+        not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    )
+    if started:
+        dist.init_process_group("gloo", timeout=limit)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield Ranks()
+        return
+    group = dist.new_group(backend="gloo", timeout=limit)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), group, limit)
+    finally:
+        dist.destroy_process_group() if started else dist.destroy_process_group(group)

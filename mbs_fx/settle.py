@@ -1,0 +1,185 @@
+"""When enough images have been read: a sequential test on the widths.  Imports no torch.
+
+Semantics
+- beta_i depends on the densities through one ratio x = E_base / E_total(m_i), both sums over layers of one
+  image, averaged over images: beta = 1 / (2 - x) for x < 1, else 1 (Eq. 7 and 9).  "Is x above the value
+  where this width changes" is then "is the mean of A - x B above 0", with A and B the two sums of one
+  image: no linearisation.
+- The interval for x holds at all numbers of images at once (a confidence sequence: Robbins' normal
+  mixture), so looking after every batch is free.  Drawing without replacement from a set of N is a Brownian
+  bridge; its clock is n / (1 - n/N), and at n = N the interval is a point.
+- The error 1 - confidence is shared equally among the scaling factors that depend on densities at all, over
+  macroblocks and thresholds: with the stated confidence none of them ever leaves its interval.
+- A macroblock is settled when the low and the high end of beta give each of its streams the same width.
+  Widths are monotone in beta, so everything between gives it too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mbs_fx.algorithm import is_base, scaled_width
+from mbs_fx.allocation import targets
+from mbs_fx.analysis import Analysis, Stream
+from mbs_fx.columns import Floats
+from mbs_fx.density_result import Density, Interval
+from mbs_fx.moments import Moments
+from mbs_fx.planning import threshold
+
+TYPICAL = 128
+"""The number of images at which the intervals are tightest for their confidence."""
+
+FEWEST = 32
+"""No decision on fewer images: means must be close to normal."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One beta_i: what sums to E_base and to E_total(m_i), as weights on the statistics of an image."""
+
+    z: float
+    macroblock: int
+    base: Floats
+    total: Floats
+
+    @property
+    def fixed(self) -> bool:
+        """beta_i is 1 whatever the densities are."""
+        return bool((self.total <= self.base).all())
+
+
+def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[Factor, ...]:
+    """Every scaling factor of a network, for each threshold."""
+    size = max(index.values(), default=-1) + 1
+    found: list[Factor] = []
+    for z in zs:
+        limit = threshold(analysis, z)
+        base = np.zeros(size)
+        own = np.zeros((len(analysis.macroblocks), size))
+        for conv in analysis.convs:
+            if conv.name in index:
+                own[conv.macroblock, index[conv.name]] += conv.flops
+                base[index[conv.name]] += conv.flops if is_base(conv.receptive_field, limit) else 0
+        found += [Factor(z, i, base, total) for i, total in enumerate(own.cumsum(axis=0))]
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The question that a measurement answers: the widths at these factors, with this confidence."""
+
+    analysis: Analysis
+    factors: tuple[Factor, ...]
+    confidence: float
+    population: int | None
+
+    def __call__(self, moments: Moments) -> tuple[Interval, ...]:
+        """What is known of every scaling factor by now."""
+        read = moments.images + moments.skipped
+        spread = moments.covariance
+        return judge(
+            self.analysis, self.factors, moments.mean, spread, read, self.population, self.confidence
+        )
+
+
+def intervals(
+    analysis: Analysis, density: Density, z: float | Sequence[float] = 1.0, confidence: float = 0.99
+) -> tuple[Interval, ...]:
+    """Where every scaling factor lies, at thresholds that need not be those of the measurement."""
+    zs = (z,) if isinstance(z, int | float) else tuple(z)
+    asked = factors(analysis, density.index, zs)
+    read = density.images + density.skipped
+    return judge(analysis, asked, density.mean, density.covariance, read, density.population, confidence)
+
+
+def judge(
+    analysis: Analysis,
+    asked: Sequence[Factor],
+    mean: Floats,
+    covariance: Floats,
+    images: int,
+    population: int | None,
+    confidence: float,
+) -> tuple[Interval, ...]:
+    """The interval of each scaling factor, and whether it decides all widths of its macroblock."""
+    level = (1 - confidence) / max(1, sum(not factor.fixed for factor in asked))
+    reach = half_width(images, population, level)
+    return tuple(_interval(analysis, factor, mean, covariance, reach) for factor in asked)
+
+
+def half_width(images: int, population: int | None, level: float) -> float:
+    """Half the width of the interval for a mean, in standard deviations of one image.
+
+    Valid for all numbers of images at once, at error ``level``; infinite below `FEWEST` unless all were read.
+    """
+    unread = 1.0 if population is None else 1 - images / population
+    if unread <= 0:
+        return 0.0
+    if images < FEWEST:
+        return math.inf
+    clock = images / unread
+    tuned = -2 * math.log(level)
+    prior = TYPICAL / (tuned + math.log(tuned + 1))
+    deviations = math.sqrt((1 + prior / clock) * math.log((1 + clock / prior) / level**2))
+    # The standard deviation is estimated from the same images: Student's t, to first order in 1/n.
+    deviations *= 1 + (deviations**2 + 1) / (4 * (images - 1))
+    return deviations * math.sqrt(unread / images)
+
+
+def _interval(
+    analysis: Analysis, factor: Factor, mean: Floats, covariance: Floats, reach: float
+) -> Interval:
+    low, middle, high = (1.0, 1.0, 1.0) if factor.fixed else _ratio(factor, mean, covariance, reach)
+    beta, least, most = (1 / (2 - min(x, 1.0)) for x in (middle, low, high))
+    i = factor.macroblock
+    settled = _widths(analysis, i, least) == _widths(analysis, i, most)
+    edge = "" if factor.fixed else _edge(analysis, i, beta)
+    size = analysis.macroblocks[i].spatial_size
+    return Interval(factor.z, i, size, beta, least, most, settled, edge)
+
+
+def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tuple[float, float, float]:
+    """Low end, estimate and high end of E_base / E_total: mean(A - x B) within reach of 0 (Fieller)."""
+    a, b = float(factor.base @ mean), float(factor.total @ mean)
+    if b <= 0:
+        return 1.0, 1.0, 1.0
+    if reach == 0:
+        return a / b, a / b, a / b
+    if math.isinf(reach):
+        return 0.0, a / b, math.inf
+    with_base, with_total = covariance @ factor.base, covariance @ factor.total
+    saa, sab, sbb = (
+        float(u) * reach**2
+        for u in (factor.base @ with_base, factor.base @ with_total, factor.total @ with_total)
+    )
+    square, linear, constant = b * b - sbb, a * b - sab, a * a - saa
+    if square <= 0:
+        return 0.0, a / b, math.inf
+    root = math.sqrt(max(0.0, linear * linear - square * constant))
+    return max(0.0, (linear - root) / square), a / b, (linear + root) / square
+
+
+def _edge(analysis: Analysis, macroblock: int, beta: float) -> str:
+    """The width of a macroblock that is closest to changing."""
+    found: list[tuple[float, str]] = []
+    for stream in analysis.streams:
+        if stream.macroblock != macroblock or stream.base is not None:
+            continue
+        steps = range(stream.step, stream.width, stream.step)
+        distance, step = min(((abs(beta - k / stream.width), k) for k in steps), default=(1.0, 0))
+        path = analysis.by_name[stream.convs[0]].target
+        text = f"{path} has {step} or {step + stream.step} channels at {step / stream.width:.4f}"
+        found.append((distance, f"{distance:.4f} from where {text}"))
+    return min(found, default=(0.0, ""))[1]
+
+
+def _widths(analysis: Analysis, macroblock: int, beta: float) -> list[int]:
+    def wanted(stream: Stream) -> int:
+        return scaled_width(beta, stream.width) if stream.macroblock == macroblock else stream.width
+
+    found = targets(analysis, wanted, {})
+    return [found[s.index] for s in analysis.streams if s.macroblock == macroblock]
