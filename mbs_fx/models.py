@@ -1,0 +1,214 @@
+"""Networks by name, as the command line takes them.
+
+- ``torchvision/NAME`` and ``timm/NAME`` are built by those libraries, ``FILE.py:FACTORY`` by calling a
+  function (or class) of your own without arguments, ``sample/resnet20`` is shipped with this package.
+- Weights: ``None`` takes those that the publisher recommends (a factory: whatever it returns), ``"none"``
+  leaves the network untrained, anything else is a file: safetensors, or a state dict that torch reads with
+  ``weights_only``.
+- A `Source` knows the Python that builds the same network again, which is what a saved plan is applied to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mbs_fx.errors import MBSError
+from mbs_fx.folder import Channels, Preparation
+
+OPTIONAL = "num_batches_tracked"  # not in older files, and used only by a BatchNorm without momentum
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network in eval mode, the images it expects, and where it came from.
+
+    ``code``: lines of Python that build the same architecture, the last of which binds ``model``.
+    ``name``: what files about it are called.
+    """
+
+    model: nn.Module
+    name: str
+    code: tuple[str, ...]
+    preparation: Preparation
+
+
+def resolve(spec: str, weights: str | Path | None = None) -> Source:
+    """The network that ``spec`` names, in eval mode, with its weights."""
+    kind, slash, name = spec.partition("/")
+    if ".py:" in spec:
+        source = _from_file(spec)
+    elif slash and kind in BUILDERS:
+        source = BUILDERS[kind](name, weights is None)
+    else:
+        forms = ", ".join(f"{kind}/NAME" for kind in BUILDERS)
+        raise MBSError(f"{spec!r} does not name a network; use {forms} or path/to/file.py:factory")
+    if weights is not None and str(weights) != "none":
+        load_weights(source.model, weights)
+    source.model.eval()
+    return source
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Fill ``model`` from a file of safetensors or a pickled state dict; every parameter must be there."""
+    file = Path(file)
+    state, own = _unwrapped(_read(file)), model.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in state and not key.endswith(OPTIONAL)]
+    wrong += [f"{key} is not part of the model" for key in state if key not in own]
+    wrong += [
+        f"{key} has shape {tuple(state[key].shape)}, the model's has {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise MBSError(f"{file} holds other weights than {type(model).__name__} has: {wrong[0]}{more}")
+    model.load_state_dict(state, strict=False)
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """What the file holds, by its own account; nothing in it is executed."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise MBSError(f"there is no weights file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        held = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise MBSError(
+            f"{file} is neither safetensors nor a state dict (weights_only): {_line(error)}"
+        ) from error
+    if not isinstance(held, Mapping):
+        raise MBSError(f"{file} holds a {type(held).__name__}; save model.state_dict() instead")
+    return cast("Mapping[str, Any]", held)
+
+
+def _unwrapped(held: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict itself: out of a checkpoint, without the prefix of DataParallel."""
+    for key in ("state_dict", "model"):
+        if isinstance(held.get(key), Mapping):
+            held = held[key]
+    if held and all(key.startswith("module.") for key in held):
+        held = {key.removeprefix("module."): value for key, value in held.items()}
+    return {key: value for key, value in held.items() if isinstance(value, Tensor)}
+
+
+def _from_sample(name: str, trained: bool) -> Source:
+    from mbs_fx import sample
+
+    if name != "resnet20":
+        raise MBSError(f"sample/{name} is not shipped; sample/resnet20 is")
+    call = "trained()" if trained else "resnet(20)"
+    model = sample.trained() if trained else sample.resnet(20)
+    code = ("from mbs_fx import sample", f"model = sample.{call}")
+    return Source(model, name, code, Preparation(32, sample.MEAN, sample.STD))
+
+
+def _from_torchvision(name: str, trained: bool) -> Source:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise MBSError(f"torchvision has no network {name!r}; torchvision.models.list_models() names them")
+    weights = "DEFAULT" if trained else None
+    with _fetching(f"torchvision/{name}"):
+        model = models.get_model(name, weights=weights)
+    code = ("import torchvision", f"model = torchvision.models.get_model({name!r}, weights={weights!r})")
+    seen = models.get_model_weights(name)["DEFAULT"].transforms()
+    size = getattr(seen, "crop_size", [224])[0]
+    return Source(model, name, code, _prepared(size, getattr(seen, "mean", None), getattr(seen, "std", None)))
+
+
+def _from_timm(name: str, trained: bool) -> Source:
+    if importlib.util.find_spec("timm") is None:
+        raise MBSError(f"timm/{name} needs timm: pip install timm")
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise MBSError(f"timm has no network {name!r}; timm.list_models() names them")
+    with _fetching(f"timm/{name}"):
+        model = timm.create_model(name, pretrained=trained)
+    code = ("import timm", f"model = timm.create_model({name!r})")
+    seen = cast("Mapping[str, Any]", model.pretrained_cfg)
+    return Source(model, name, code, _prepared(seen["input_size"][-1], seen["mean"], seen["std"]))
+
+
+def _from_file(spec: str) -> Source:
+    """``path/to/file.py:factory``: run the file, call the factory without arguments."""
+    path, _, factory = spec.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise MBSError(f"there is no file {file}; a network of your own is named path/to/file.py:factory")
+    with _importable(file.resolve().parent):
+        module = _executed(file)
+        make = getattr(module, factory, None)
+        if not callable(make):
+            raise MBSError(f"{file} has no function or class {factory!r}")
+        model = make()
+    if not isinstance(model, nn.Module):
+        raise MBSError(f"{factory}() in {file} gave a {type(model).__name__}; it must return an nn.Module")
+    code = ("from mbs_fx.models import resolve", f"model = resolve({spec!r}).model")
+    return Source(model, factory.lower(), code, Preparation())
+
+
+BUILDERS: Mapping[str, Callable[[str, bool], Source]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "sample": _from_sample,
+}
+
+
+def _prepared(size: int, mean: Any, std: Any) -> Preparation:
+    default = Preparation()
+    return Preparation(
+        int(size), cast(Channels, tuple(mean or default.mean)), cast(Channels, tuple(std or default.std))
+    )
+
+
+@contextmanager
+def _fetching(spec: str) -> Generator[None]:
+    """Says in one line that weights were out of reach; both libraries raise OSError or RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise MBSError(
+            f"the weights of {spec} could not be fetched ({_line(error)}); name their file, or 'none'"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _importable(directory: Path) -> Generator[None]:
+    """Modules beside a file can be imported by it."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+
+
+def _executed(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if spec is None or spec.loader is None:
+        raise MBSError(f"{file} cannot be imported; it must be a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as import does: dataclasses and torch.fx look modules up by name
+    spec.loader.exec_module(module)
+    return module
