@@ -36,7 +36,7 @@ def build(name: str) -> Any:
     import torchvision
 
     extra: dict[str, Any] = {"weights": None}
-    if "resnet50" in entry and "fcn" in entry or "deeplab" in entry or "lraspp" in entry or "fcn" in entry:
+    if ("resnet50" in entry and "fcn" in entry) or "deeplab" in entry or "lraspp" in entry or "fcn" in entry:
         extra["weights_backbone"] = None
     if entry in ("googlenet", "inception_v3"):
         extra["init_weights"] = False
@@ -118,7 +118,9 @@ def check(name: str) -> dict[str, Any]:
                 raise AssertionError(f"zeroed original and reduced network differ by {row['error']:.1e}")
             row["faithful"] = True
         else:
-            notes = sorted({note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes).flow.notes.values()})
+            notes = sorted(
+                {note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes).flow.notes.values()}
+            )
             row["faithful"] = "opaque" if row["segments"] else "; ".join(notes)
         stage = "reload"
         row["reload"] = reloads(lambda: build(name), small, inputs)
@@ -157,7 +159,11 @@ def peer(name: str) -> dict[str, Any]:
         heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
         start = time.perf_counter()
         pruner = tp.pruner.MagnitudePruner(
-            net, inputs, importance=tp.importance.MagnitudeImportance(), pruning_ratio=0.25, ignored_layers=heads
+            net,
+            inputs,
+            importance=tp.importance.MagnitudeImportance(),
+            pruning_ratio=0.25,
+            ignored_layers=heads,
         )
         pruner.step()
         row["peer_seconds"] = round(time.perf_counter() - start, 2)
@@ -168,7 +174,9 @@ def peer(name: str) -> dict[str, Any]:
             row["peer_failed"] = "nothing pruned"
     except Exception as error:
         row["peer"] = False
-        row["peer_failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+        row["peer_failed"] = (
+            f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+        )
     return row
 
 
@@ -266,7 +274,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         for r in rows
     ]
-    headers = ("network", "M params", "trace", "fewer params", "convs reduced", "s", "zeroed = reduced", "mbs_fx", "Torch-Pruning")
+    headers = (
+        "network",
+        "M params",
+        "trace",
+        "fewer params",
+        "convs reduced",
+        "s",
+        "zeroed = reduced",
+        "mbs_fx",
+        "Torch-Pruning",
+    )
     return (
         "# Coverage\n\nMade by `python benchmarks/coverage.py` (uniform β = 0.75; "
         f"{platform.machine()}, Python {platform.python_version()}).\n\n"

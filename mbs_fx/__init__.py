@@ -2,6 +2,7 @@
 
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import analyze
+from mbs_fx.carrying import carry_optimizer
 from mbs_fx.density import measure
 from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
@@ -21,6 +22,7 @@ __all__ = [
     "MBSError",
     "Plan",
     "analyze",
+    "carry_optimizer",
     "load",
     "measure",
     "plan",

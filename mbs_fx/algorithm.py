@@ -48,7 +48,9 @@ def effective_flops(p: float, flops: int) -> float:
     return p * flops
 
 
-def macroblock_scaling(convs: Sequence[ConvFact], macroblocks: int, limit: tuple[float, ...]) -> list[Scaling]:
+def macroblock_scaling(
+    convs: Sequence[ConvFact], macroblocks: int, limit: tuple[float, ...]
+) -> list[Scaling]:
     """Steps 8 to 26 of Algorithm 1 for macroblocks m_0 .. m_{M-1}, with the boundary of Eq. 3."""
     e_base = sum(c.effective_flops for c in convs if is_base(c.receptive_field, limit))  # Eq. 6
     result: list[Scaling] = []

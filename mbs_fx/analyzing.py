@@ -45,7 +45,9 @@ class Facts:
 _CACHE: weakref.WeakKeyDictionary[Graph, Facts] = weakref.WeakKeyDictionary()
 
 
-def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()) -> Analysis:
+def analyze(
+    gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()
+) -> Analysis:
     """Find size, stride, receptive field and flops of every node, macroblocks, and what widths can be chosen.
 
     Args:
@@ -56,6 +58,7 @@ def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | 
 
     Raises:
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
+
     """
     return facts(gm, input_shapes(gm, example), tuple(opaque)).analysis
 
@@ -91,7 +94,9 @@ def facts(
 ) -> Facts:
     """Analysis and labels of a graph, remembered until the graph changes."""
     if not isinstance(gm, GraphModule):
-        raise MBSError(f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)")
+        raise MBSError(
+            f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
+        )
     print_ = _fingerprint(gm, shapes, opaque)
     known = _CACHE.get(gm.graph)
     if known is None or known.analysis.fingerprint != print_:
@@ -111,7 +116,10 @@ def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: t
 
 
 def _facts(
-    gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str | type[nn.Module], ...], print_: str
+    gm: GraphModule,
+    shapes: tuple[tuple[int, ...], ...],
+    opaque: tuple[str | type[nn.Module], ...],
+    print_: str,
 ) -> Facts:
     values = infer(gm, shapes)
     located, notes = geo.propagate(gm, values)
@@ -121,7 +129,7 @@ def _facts(
         raise MBSError("the graph has no convolution: there is nothing for macroblock scaling to do")
     names = [node.name for node in layers]
     choices = choose(flow, names, _forced(gm, opaque, names) if opaque else None)
-    analysis = _assemble(flow, choices, layers, {n: l.geometry for n, l in located.items()}, shapes)
+    analysis = _assemble(flow, choices, layers, {name: found.geometry for name, found in located.items()}, shapes)
     notes = (*notes, *flow.notes.values())
     return Facts(replace(analysis, notes=tuple(notes), fingerprint=print_), flow, choices)
 
@@ -133,7 +141,9 @@ def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
     return isinstance(module, nn.Linear) and node.name in located and len(flow.shape(node)) > 3
 
 
-def _forced(gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]) -> Callable[[str], bool]:
+def _forced(
+    gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]
+) -> Callable[[str], bool]:
     """Which convolutions lie in modules that the caller wants scaled as a whole."""
     inside: set[str] = set()
     by_name = {node.name: node for node in gm.graph.nodes}
@@ -148,7 +158,9 @@ def _forced(gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: l
 def _within(node: Node, wanted: str | type[nn.Module]) -> bool:
     stack = node.meta.get("nn_module_stack") or {}
     if isinstance(wanted, type):
-        return any(kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values())
+        return any(
+            kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values()
+        )
     paths = [path for path, _ in stack.values()] or [str(node.target)]
     return any(re.fullmatch(wanted, path) for path in [*paths, str(node.target)])
 
@@ -164,11 +176,15 @@ def _assemble(
     outs = {node.name: flow.mixers[node.name].out for node in layers}
     activations, pairs = pair(flow, outs, choices.hard)
     own = {name: own_place(name, geometry, exits) for name in outs}
-    bound = {name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None}
+    bound = {
+        name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None
+    }
     depthwise = {name for name in outs if flow.mixers[name].depthwise}
     places = {n: own[n] if n in depthwise else bound.get(n, own[n]) for n in outs}
     index = {place: i for i, place in enumerate(sorted(set(places.values()), key=order))}
-    convs = tuple(_conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers)
+    convs = tuple(
+        _conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers
+    )
     streams = find_streams(flow, choices, convs, {name: index[place] for name, place in bound.items()})
     segments, cells = find_segments(choices, convs)
     macroblocks = tuple(
@@ -255,5 +271,7 @@ def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, st
     for name, held in flow.mixers.items():
         if name not in names and held.path and not choices.width(held.out).terms:
             reason = choices.reason(held.out)
-            kept[held.path] = reason if "no convolution" not in reason else "a linear layer, not a convolution"
+            kept[held.path] = (
+                reason if "no convolution" not in reason else "a linear layer, not a convolution"
+            )
     return kept

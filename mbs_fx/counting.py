@@ -12,7 +12,7 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,15 @@ from mbs_fx.analysis import Activation
 from mbs_fx.columns import Column, Columns
 from mbs_fx.fast import fetch
 
-CACHED = 1 << 20
+CACHED = 1 << 17
+"""Values of a piece that stays in the cache together with its signs."""
+
 EXACT = 1 << 24
+"""Up to here float32 holds every whole number."""
 
 NEVER_NEGATIVE = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh"}
+
+Change = Callable[[Tensor], object] | None
 
 
 def instrument(gm: fx.GraphModule, columns: Columns, activations: Mapping[str, Activation]) -> fx.GraphModule:
@@ -67,44 +72,76 @@ def _selection(graph: fx.Graph, attributes: dict[str, Any], columns: Sequence[Co
     return (whole, *(graph.get_attr(name) for name in names))
 
 
-def tally(
+def tally(x: Tensor, *arguments: Any) -> Tensor:
+    """Non-zero values of ``x`` per image and column: (N, columns), int64.  Arguments as for `columns_of`."""
+    return columns_of(x, None, *arguments)
+
+
+def columns_of(
     x: Tensor,
+    change: Change,
     channel_axis: int,
     signed: bool,
     whole: bool = True,
     index: Tensor | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
-    """Non-zero values of ``x`` per image and column: (N, columns), int64.
+    """Counts per image and column, after ``change`` was applied to ``x`` in place.
 
     Without ``index`` the only column is the whole activation.  Otherwise each column is a run of ``index``,
     up to and including ``ends``, preceded by the whole activation if ``whole``.
     """
     if index is None or ends is None:
-        return nonzeros(x, tuple(range(1, x.ndim)), signed).unsqueeze(1)
+        return nonzeros(x, tuple(range(1, x.ndim)), signed, change).unsqueeze(1)
     axis = channel_axis % x.ndim
-    channels = nonzeros(x, tuple(d for d in range(1, x.ndim) if d != axis), signed)
+    channels = nonzeros(x, tuple(d for d in range(1, x.ndim) if d != axis), signed, change)
     running = channels.index_select(1, index).cumsum(1).index_select(1, ends)
     columns = torch.diff(running, dim=1, prepend=torch.zeros_like(running[:, :1]))
     return torch.cat([channels.sum(1, keepdim=True), columns], 1) if whole else columns
 
 
-def nonzeros(x: Tensor, dims: tuple[int, ...], signed: bool) -> Tensor:
+def nonzeros(x: Tensor, dims: tuple[int, ...], signed: bool, change: Change = None) -> Tensor:
     """Exact count of non-zero values over ``dims`` (not the first), int64.
 
-    On a CPU the sum of signs is several times cheaper than a sum of booleans, if a few images are taken at a
-    time so that the signs never leave the cache.
+    On a CPU the sum of signs is several times cheaper than a sum of booleans, if it is taken in pieces that
+    stay in the cache.
     """
-    if not dims:
-        return x.ne(0).long()
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x[:1].numel() > EXACT:
-        return x.ne(0).sum(dims)
-    step = max(1, CACHED // max(1, x[:1].numel()))
-    parts = [_signs(part, signed).sum(dims, dtype=torch.float32) for part in x.split(step)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).long()
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not dims or not x.numel():
+        if change is not None:
+            change(x)
+        return x.ne(0).sum(dims) if dims else x.ne(0).long()
+    flat = _in_memory_order(x) if len(dims) == x.ndim - 1 else None
+    if flat is None:
+        parts = [_signs(part, signed, change).sum(dims, dtype=torch.float32) for part in _images(x)]
+        return torch.cat(parts).long()
+    pieces = _pieces_per_image(flat.shape[1])
+    cut = flat.view(len(flat) * pieces, -1)
+    parts = [_signs(part, signed, change).sum(1, dtype=torch.float32) for part in _images(cut)]
+    return torch.cat(parts).long().view(len(flat), pieces).sum(1)
 
 
-def _signs(x: Tensor, signed: bool) -> Tensor:
+def _images(x: Tensor) -> tuple[Tensor, ...]:
+    """As many images at a time as stay in the cache."""
+    return x.split(max(1, CACHED // x[:1].numel()))
+
+
+def _in_memory_order(x: Tensor) -> Tensor | None:
+    """The values of each image in a row, without moving them; None where they do not lie in one piece."""
+    if x.is_contiguous():
+        return x.view(len(x), -1)
+    turned = x.movedim(1, -1)
+    return turned.view(len(x), -1) if turned.is_contiguous() else None
+
+
+def _pieces_per_image(size: int) -> int:
+    """How many equal pieces of an image stay in the cache; 1 where it does not divide."""
+    least = -(-size // CACHED)
+    return next((k for k in range(least, 4 * least) if size % k == 0), 1 if size <= EXACT else size)
+
+
+def _signs(x: Tensor, signed: bool, change: Change) -> Tensor:
+    if change is not None:
+        change(x)
     return x.sign().abs_() if signed else x.sign()
 
 

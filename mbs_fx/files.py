@@ -25,7 +25,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise MBSError(f"{path}: cannot write there: {error.strerror or error}") from error
     finally:

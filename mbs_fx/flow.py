@@ -35,7 +35,10 @@ class Count:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """Replace ``getattr(node, where[0])[where[1]]...`` by ``template``, every `Count` in it evaluated."""
+    """Replace ``getattr(node, where[0])[where[1]]...`` by ``template``, every `Count` in it evaluated.
+
+    ``("value", i)`` is entry i of the tensor that a ``get_attr`` node reads.
+    """
 
     node: str
     where: tuple[str | int, ...]
@@ -138,7 +141,11 @@ class Flow:
         self.edits.append(Edit(node.name, where, template))
 
     def layer(
-        self, path: str, out: Factor, attributes: dict[str, Any], tensors: dict[str, tuple[Factor | None, ...]]
+        self,
+        path: str,
+        out: Factor,
+        attributes: dict[str, Any],
+        tensors: dict[str, tuple[Factor | None, ...]],
     ) -> Layer:
         """Record a module once; where it is applied again its labels are tied to those of the first time."""
         known = self.layers.get(path)
@@ -159,7 +166,8 @@ class Flow:
             kernel = rank >= 3 and tensor.shape[0] > 1
             axes = range(2 if kernel else rank)
             self.parameters[target] = tuple(
-                self.ties.new(tensor.shape[a]) if a in axes and tensor.shape[a] > 1 else None for a in range(rank)
+                self.ties.new(tensor.shape[a]) if a in axes and tensor.shape[a] > 1 else None
+                for a in range(rank)
             )
         held = self.parameters[target]
         return tuple(f for a, v in enumerate(held) if v is not None for f in along(v, a, rank))
@@ -192,7 +200,9 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
             flow.labels[node.name] = ()
         elif node.op == "get_attr":
             held = attribute(gm, node.target)
-            flow.labels[node.name] = flow.parameter(node.target, held) if isinstance(held, torch.Tensor) else ()
+            flow.labels[node.name] = (
+                flow.parameter(node.target, held) if isinstance(held, torch.Tensor) else ()
+            )
         elif node.op == "output":
             for each in node.all_input_nodes:
                 for factor in _factors(flow.labels[each.name]):

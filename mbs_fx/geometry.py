@@ -3,7 +3,8 @@
 Semantics
 - A placeholder of shape (N, C, *spatial) starts with stride 1 and receptive field 1; sizes come from
   `mbs_fx.shapes.infer`.  What each kind of operation does is written in `mbs_fx.geometry_rules` (windows
-  and changes of scale) and `mbs_fx.geometry_moves` (moving, mixing, everything else).
+  and changes of scale), `mbs_fx.geometry_moves` and `mbs_fx.geometry_mixing`.
+- Everything else keeps the largest of its inputs.
 - Receptive fields are nominal: the longest path, not clipped to the input.  A merge takes the largest.
 - A value pooled to one pixel is global context: it keeps the stride and receptive field that it had, and
   nothing it passes through extends them; where it is broadcast back, the map decides.
@@ -22,7 +23,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx import geometry_moves, geometry_rules
+from mbs_fx import geometry_mixing, geometry_moves, geometry_rules
 from mbs_fx.analysis import Geometry
 from mbs_fx.convs import ConvSpec, any_conv, conv_kind, flops, is_torch
 from mbs_fx.geometry_calls import Call, Notes, Rule, fitted
@@ -31,15 +32,16 @@ from mbs_fx.tracks import Atom, Axis, Track, bare, changed, channels, merged, tr
 
 __all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
 
-_MODULES = geometry_rules.MODULES | geometry_moves.MODULES
-_NAMES = geometry_rules.NAMES | geometry_moves.NAMES
+_MODULES = geometry_rules.MODULES | geometry_moves.MODULES | geometry_mixing.MODULES
+_NAMES = geometry_rules.NAMES | geometry_moves.NAMES | geometry_mixing.NAMES
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
     """A feature map: its geometry, and the dimensions that its spatial axes have in the tensor.
 
-    ``axes`` is empty for a convolution over channels of a global context, which has no pixels.
+    ``axes`` is empty for a convolution that sees no map: over the channels of a global context, or over
+    windows that were cut from a map.  Its geometry is that of the map it belongs to.
     """
 
     geometry: Geometry

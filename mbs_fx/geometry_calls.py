@@ -119,13 +119,19 @@ Step = Callable[[int, Axis, int], Axis]
 def along(call: Call, x: Track, count: int, step: Step, channel: int | None = None) -> Track:
     """The last ``count`` dimensions changed by ``step``, and channels made anew in dimension ``channel``."""
     dims = range(len(x.dims) - count, len(x.dims))
-    x = _placed(x, call.shape_of(call.first), dims)
+    sizes = call.shape_of(call.first)
+    still = {
+        dim for i, dim in enumerate(dims) if step(i, Axis(sizes[dim]), call.shape[dim]) == Axis(sizes[dim])
+    }
+    x = placed(x, sizes, [dim for dim in dims if dim not in still or not x.dims[dim]])
     new: dict[int, Axis] = {}
     rest = {} if channel is None else {channel: call.shape[channel]}
     for i, dim in enumerate(dims):
         index = x.lone(dim)
         if index is not None:
             new[dim] = step(i, x.axes[index], call.shape[dim])
+        elif dim in still:
+            continue
         elif part := _stepped_part(x, dim, call.shape[dim], lambda axis, n, i=i: step(i, axis, n)):
             x = part
         else:
@@ -135,7 +141,7 @@ def along(call: Call, x: Track, count: int, step: Step, channel: int | None = No
     return changed(x, new, rest)
 
 
-def _placed(x: Track, shape: tuple[int, ...], dims: Iterable[int]) -> Track:
+def placed(x: Track, shape: tuple[int, ...], dims: Iterable[int]) -> Track:
     """Dimensions that hold no axis given one, if that cannot be wrong.
 
     Where all axes were lost, as in a bottleneck of linear layers, they return.  Where none ever was context,

@@ -1,4 +1,4 @@
-"""Moving and mixing: one rule for each kind of operation that puts pixels elsewhere or combines them.
+"""Moving: one rule for each kind of operation that puts pixels elsewhere, joins or removes them.
 
 Semantics
 - Reshaping and permuting move atoms; an axis is where its atoms are.
@@ -6,14 +6,10 @@ Semantics
 - A roll moves the map and widens nothing; joined with a map that was not rolled, the field grows by the
   shift.
 - A mean or another reduction over an axis makes context.
-- Attention and products over positions are context: positions stay where they are, fields do not grow.
-- Everything else keeps the largest of its inputs.  Where it changes a spatial size, the stride follows the
-  sizes, and a note says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -24,9 +20,20 @@ from torch import nn
 from torch.fx import Node
 
 from mbs_fx.convs import per_axis
-from mbs_fx.geometry_calls import Call, Rule, along, without
+from mbs_fx.geometry_calls import Call, Rule, along, placed, without
 from mbs_fx.shapes import TensorShape
-from mbs_fx.tracks import Atom, Axis, Track, changed, channels, has_axis, merged, mixed_in, recut, tracked
+from mbs_fx.tracks import (
+    Atom,
+    Axis,
+    Track,
+    changed,
+    channels,
+    has_axis,
+    merged,
+    mixed_in,
+    recut,
+    tracked,
+)
 
 
 def _reshape(call: Call) -> Track:
@@ -153,13 +160,14 @@ def _reduce(call: Call, at: int = 1) -> Any:
 
 
 def _expand(call: Call) -> Track | None:
-    x = call.input
+    x, sizes = call.input, call.shape_of(call.first)
     if len(x.dims) != len(call.shape):
         return None
-    back = {dim: x.lone(dim) for dim in range(len(x.dims))}
-    new = {d: x.axes[i].resized(call.shape[d]) for d, i in back.items() if i is not None}
-    rest = {d: n for d, n in enumerate(call.shape) if not x.dims[d] and n > 1}
-    return changed(x, new, rest)
+    grown = [dim for dim, size in enumerate(call.shape) if size != sizes[dim]]
+    if x.lost():
+        x = placed(x, sizes, grown)
+    new = {dim: x.axes[i].resized(call.shape[dim]) for dim in grown if (i := x.lone(dim)) is not None}
+    return changed(x, new, {dim: call.shape[dim] for dim in grown if dim not in new})
 
 
 def _roll(call: Call) -> Track:
@@ -172,60 +180,6 @@ def _roll(call: Call) -> Track:
         if index is not None:
             axes[index] = replace(axes[index], offset=axes[index].offset - shift * axes[index].stride)
     return replace(x, axes=axes)
-
-
-def _linear(call: Call) -> Track:
-    last = len(call.shape) - 1
-    x = mixed_in(call.input, last)
-    if has_axis(x.dims[last]) and call.shape[last] == call.shape_of(call.first)[last]:
-        call.notes.mixing.append(call.node.name)
-        return x
-    if x.lone(last) is not None or (has_axis(x.dims[last]) and any(map(has_axis, x.dims[:last]))):
-        call.note("it mixes the positions of one axis and changes their number; that axis ends here")
-    return tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled)
-
-
-def _matmul(call: Call) -> Track | None:
-    one, other = call.operand(call.node.args[0]), call.operand(call.raw(1, "other", "mat2", "tensor2"))
-    if min(len(one.dims), len(other.dims)) < 2 or len(call.shape) < 2:
-        return None
-    lefts = Track((*one.dims[:-1], channels(call.shape[-1])), one.axes, one.upsampled)
-    rights = Track((*other.dims[:-2], (), other.dims[-1]), other.axes, other.upsampled)
-    return _product(call, [lefts, rights], [one.dims[-1], other.dims[-2]])
-
-
-def _product(call: Call, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> Track:
-    result = merged(parts, call.shape)
-    if any(map(has_axis, contracted)) and any(map(has_axis, result.dims)):
-        call.notes.mixing.append(call.node.name)
-    return result
-
-
-def _einsum(call: Call) -> Track | None:
-    equation = str(call.node.args[0]).replace(" ", "")
-    operands = call.node.args[1:]
-    operands = operands[0] if isinstance(operands[0], tuple | list) else operands
-    if "->" not in equation or "." in equation:
-        return None
-    left, right = equation.split("->")
-    places: dict[str, tuple[Atom, ...]] = {}
-    parts: list[Track] = []
-    tracks = [call.operand(node) for node in operands]
-    for letters, track in zip(left.split(","), tracks, strict=True):
-        named = dict(zip(letters, track.dims, strict=True))
-        places |= {letter: row for letter, row in named.items() if not has_axis(places.get(letter, ()))}
-        parts.append(Track(tuple(named.get(letter, ()) for letter in right), track.axes, track.upsampled))
-    return _product(call, parts, [row for letter, row in places.items() if letter not in right])
-
-
-def _attention(call: Call) -> Track:
-    call.notes.mixing.append(call.node.name)
-    return merged([call.input], call.shape) if call.input.dims else call.input
-
-
-def _self_attention(call: Call) -> tuple[Track, Track | None]:
-    call.notes.mixing.append(call.node.name)
-    return call.input, None
 
 
 def _unfold(call: Call) -> Track | None:
@@ -258,8 +212,6 @@ _IM2COL = ((1, "kernel_size", 1), (2, "dilation", 1), (3, "padding", 0), (4, "st
 MODULES: dict[type[nn.Module], Rule] = {
     nn.Flatten: _reshape,
     nn.Unflatten: _reshape,
-    nn.Linear: _linear,
-    nn.MultiheadAttention: _self_attention,
     nn.Unfold: _unfold,
 }
 NAMES: dict[str, Rule] = {
@@ -272,15 +224,11 @@ NAMES: dict[str, Rule] = {
     **dict.fromkeys(["norm", "vector_norm", "quantile"], partial(_reduce, at=2)),
     **dict.fromkeys(["cat", "concat", "concatenate"], _cat),
     **dict.fromkeys(["expand", "expand_as", "broadcast_to"], _expand),
-    **dict.fromkeys(["matmul", "bmm", "__matmul__"], _matmul),
     "getitem": _getitem,
     "getattr": _attribute,
     "stack": _stack,
     "unbind": _unbind,
     "select": _select,
     "roll": _roll,
-    "linear": _linear,
-    "einsum": _einsum,
-    "scaled_dot_product_attention": _attention,
     "unfold": _unfold,
 }

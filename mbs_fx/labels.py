@@ -16,6 +16,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,10 +88,12 @@ def _compressed(factors: Sequence[Factor]) -> Labels:
 
 
 def permute(labels: Labels, order: Sequence[int]) -> Labels:
+    """Labels of ``x.permute(order)``."""
     return tuple(f.transpose(order) for f in labels)
 
 
 def insert_axis(labels: Labels, axis: int) -> Labels:
+    """Labels of ``x.unsqueeze(axis)``."""
     return tuple(np.expand_dims(f, axis) for f in labels)
 
 
@@ -119,6 +122,7 @@ def tile(labels: Labels, axis: int, times: int) -> Labels:
 
 
 def roll(labels: Labels, axis: int, shift: int) -> Labels:
+    """Labels of ``x.roll(shift, axis)``."""
     return tuple(np.roll(f, shift, axis) if f.shape[axis] > 1 else f for f in labels)
 
 
@@ -241,9 +245,7 @@ def _meet(
     return first
 
 
-def concatenate(
-    operands: Sequence[tuple[Labels, Sequence[int]]], axis: int, ties: Ties, reason: str
-) -> Labels:
+def concatenate(operands: Sequence[tuple[Labels, Sequence[int]]], axis: int, ties: Ties, reason: str) -> Labels:
     """Labels of ``torch.cat`` along ``axis``; operands (labels, shape) of equal rank."""
     flat = [f for labels, _ in operands for f in labels]
     result: list[Factor] = []
@@ -264,8 +266,8 @@ def concatenate(
             shape = list(part.shape)
             shape[axis] = sizes[axis]
             parts.append(np.broadcast_to(part, shape))
-        other = np.broadcast_shapes(*(p.shape[:axis] + (1,) + p.shape[axis + 1 :] for p in parts))
-        widened = [np.broadcast_to(p, other[:axis] + (p.shape[axis],) + other[axis + 1 :]) for p in parts]
+        other = np.broadcast_shapes(*((*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in parts))
+        widened = [np.broadcast_to(p, (*other[:axis], p.shape[axis], *other[axis + 1 :])) for p in parts]
         result.append(np.concatenate(widened, axis))
     return _compressed(result)
 

@@ -34,6 +34,7 @@ def order(place: Place) -> tuple[bool, int, tuple[int, ...]]:
 
 
 def place_of(geometry: Geometry) -> Place:
+    """The macroblock that a node lies in by its own size."""
     return geometry.upsampled, geometry.spatial_size
 
 

@@ -30,12 +30,12 @@ _DENSE_MODULES = (
     nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.GLU, nn.Hardtanh, nn.Softshrink,
     nn.Hardshrink, nn.Tanhshrink,
 )  # fmt: skip
-_SPARSE = {"relu", "relu6", "threshold"}
-_DENSE = set(
+_SPARSE = frozenset(("relu", "relu6", "threshold"))
+_DENSE = frozenset(
     "silu gelu hardswish hardsigmoid sigmoid tanh leaky_relu rrelu prelu elu selu celu mish softplus softsign "
-    "logsigmoid glu hardtanh".split()
+    "logsigmoid glu hardtanh".split()  # noqa: SIM905 - a table reads better as words
 )
-_MIXING = set("matmul bmm mm einsum linear scaled_dot_product_attention baddbmm".split())
+_MIXING = frozenset(("matmul", "bmm", "mm", "einsum", "linear", "scaled_dot_product_attention", "baddbmm"))
 
 Pairs = dict[str, dict[str, tuple[int, ...] | None]]
 

@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mbs_fx.algorithm import ConvFact, Scaling, boundary, effective_flops, is_base, macroblock_scaling, scaled_width
+from mbs_fx.algorithm import (
+    ConvFact,
+    Scaling,
+    boundary,
+    effective_flops,
+    is_base,
+    macroblock_scaling,
+    scaled_width,
+)
 from mbs_fx.allocation import allocate, targets
 from mbs_fx.analysis import Analysis, Conv, Macroblock, Stream
 from mbs_fx.density_result import Density
@@ -42,6 +50,7 @@ def plan(
     Raises:
         MBSError: z or a factor out of range, a size or path that the analysis does not have, a width that
             is 0 or larger than the original, a graph in which no convolution may change.
+
     """
     if not z > 0:
         raise MBSError(f"z = {z}: the threshold is a positive multiple of the input size, for example 1.0")
@@ -60,7 +69,8 @@ def scale(analysis: Analysis, density: Density | None, z: float) -> list[Scaling
     """Algorithm 1 on an analysis and a density."""
     counted = [conv for conv in analysis.convs if conv.counted]
     facts = [
-        ConvFact(c.receptive_field, c.macroblock, effective_flops(share(density, c), c.flops)) for c in counted
+        ConvFact(c.receptive_field, c.macroblock, effective_flops(share(density, c), c.flops))
+        for c in counted
     ]
     return macroblock_scaling(facts, len(analysis.macroblocks), threshold(analysis, z))
 
@@ -119,7 +129,9 @@ def _fixed_widths(analysis: Analysis, widths: Mapping[str, int]) -> dict[int, in
         if not 1 <= width <= stream.width:
             raise MBSError(f"widths: {path}: {width} is not between 1 and its present width {stream.width}")
         if fixed.setdefault(stream.index, width) != width:
-            raise MBSError(f"widths: {path}: {width} contradicts {fixed[stream.index]}, given for the same group")
+            raise MBSError(
+                f"widths: {path}: {width} contradicts {fixed[stream.index]}, given for the same group"
+            )
     return fixed
 
 

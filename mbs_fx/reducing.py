@@ -43,14 +43,17 @@ def reduce(
             (p = 1); then the input's shape must be known from ``example`` or the graph.
         example: an input tensor or its shape.
         z: the threshold in multiples of the input size.
-        betas, widths: as for `plan`, in place of Algorithm 1.
+        betas: as for `plan`, in place of Algorithm 1.
+        widths: as for `plan`.
         density: an earlier measurement of this graph.
-        init, criterion: as for `rewrite`.
+        init: as for `rewrite`.
+        criterion: as for `rewrite`.
         opaque: as for `analyze`.
         measuring: further arguments of `measure`.
 
     Returns:
         The small network; ``meta["mbs"]`` is its `Plan`, which prints as the paper's table.
+
     """
     opaque = tuple(opaque)
     if images is not None and density is not None:
@@ -62,7 +65,11 @@ def reduce(
     if images is not None and betas is None:
         density = measure(gm, images, analysis=analysis, **measuring)
     return rewrite(
-        gm, plan(analysis, density, z, betas=betas, widths=widths), init=init, criterion=criterion, opaque=opaque
+        gm,
+        plan(analysis, density, z, betas=betas, widths=widths),
+        init=init,
+        criterion=criterion,
+        opaque=opaque,
     )
 
 
@@ -77,7 +84,9 @@ def _peek(images: Any) -> tuple[Any, Tensor]:
         first = images[:2] if isinstance(images, Tensor) else images[0] if len(images) else None
     tensor = _image_in(first)
     if tensor is None:
-        raise MBSError("images: nothing in there is a batch of images (a floating point tensor N x C x H x W)")
+        raise MBSError(
+            "images: nothing in there is a batch of images (a floating point tensor N x C x H x W)"
+        )
     return images, tensor if tensor.dim() > 3 else tensor.unsqueeze(0)
 
 

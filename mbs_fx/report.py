@@ -9,10 +9,22 @@ from tabulate import tabulate
 
 from mbs_fx.plan_result import MacroblockPlan, Plan
 
-_HEADERS = ("m", "size", "convs", "RF", "layers", "density", "r", "β", "widths before → after", "MFLOP before → after")
+_HEADERS = (
+    "m",
+    "size",
+    "convs",
+    "RF",
+    "layers",
+    "density",
+    "r",
+    "β",
+    "widths before → after",
+    "MFLOP before → after",
+)
 
 
 def size_text(size: tuple[int, ...]) -> str:
+    """A size as people write it."""
     return " × ".join(str(s) for s in size)
 
 
@@ -85,5 +97,7 @@ def plan_text(plan: Plan) -> str:
 def plan_html(plan: Plan) -> str:
     """The same as HTML, for notebooks."""
     table = tabulate([_row(m) for m in plan.macroblocks], _HEADERS, tablefmt="html", disable_numparse=True)
-    rest = tabulate([[line] for line in [summary(plan), *kept_lines(plan.kept), *plan.notes]], tablefmt="html")
+    rest = tabulate(
+        [[line] for line in [summary(plan), *kept_lines(plan.kept), *plan.notes]], tablefmt="html"
+    )
     return str(table) + str(rest)

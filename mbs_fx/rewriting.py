@@ -57,6 +57,7 @@ def rewrite(
 
     Raises:
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.
+
     """
     if init not in ("inherit", "fresh") and not callable(init):
         raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
@@ -89,9 +90,13 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
     present = {conv.target: conv.width for conv in analysis.convs}
     for path, width in plan.before.items():
         if path not in present:
-            raise MBSError(f"the plan does not fit: it names the convolution {path}, which this network does not have")
+            raise MBSError(
+                f"the plan does not fit: it names the convolution {path}, which this network does not have"
+            )
         if present[path] != width:
-            raise MBSError(f"the plan does not fit: {path} has width {present[path]}, the plan was made for {width}")
+            raise MBSError(
+                f"the plan does not fit: {path} has width {present[path]}, the plan was made for {width}"
+            )
     for path, width in plan.widths.items():
         if not isinstance(width, int) or not 1 <= width <= plan.before.get(path, 0):
             raise MBSError(f"{path}: a width of {width} is not between 1 and {plan.before.get(path, 0)}")
@@ -118,11 +123,20 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
         for key in _STALE:
             node.meta.pop(key, None)
         if node.op == "call_module" and node.target not in root:
-            root[node.target] = resizer.module(node.target, flow.modules[node.target], flow.layers.get(node.target))
+            root[node.target] = resizer.module(
+                node.target, flow.modules[node.target], flow.layers.get(node.target)
+            )
         elif node.op == "get_attr" and node.target not in root:
             held = attribute(gm, node.target)
             axes = flow.parameters.get(node.target)
-            root[node.target] = resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
+            root[node.target] = (
+                resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
+            )
+    for edit in flow.edits:
+        if edit.where[0] == "value":
+            target = next(str(node.target) for node in graph.nodes if node.name == edit.node)
+            root[target] = root[target].clone()
+            root[target][edit.where[1]] = keep.evaluate(edit.template)
     apply_edits({node.name: node for node in graph.nodes}, flow.edits, keep)
     small = GraphModule(root, graph, type(gm).__name__)
     for path, module in small.named_modules():
@@ -139,7 +153,7 @@ def apply_edits(nodes: dict[str, Node], edits: list[Edit], keep: Keep) -> None:
         value = keep.evaluate(edit.template)
         if kind == "args":
             node.args = _put(node.args, rest, value)
-        else:
+        elif kind == "kwargs":
             node.kwargs = _put(dict(node.kwargs), rest, value)
 
 

@@ -26,7 +26,9 @@ def plan_of(small: nn.Module) -> Plan:
     """The plan that a reduced network was made by."""
     held: Any = getattr(small, "meta", {}).get("mbs")
     if not isinstance(held, Plan):
-        raise MBSError(f"{type(small).__name__} carries no plan: it was not made by mbs_fx.rewrite or mbs_fx.reduce")
+        raise MBSError(
+            f"{type(small).__name__} carries no plan: it was not made by mbs_fx.rewrite or mbs_fx.reduce"
+        )
     return held
 
 
@@ -45,7 +47,9 @@ def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mapping[str, Tensor] | None = None) -> Any:
+def load(
+    model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mapping[str, Tensor] | None = None
+) -> Any:
     """The small network again: from the original code, its plan and its weights.
 
     Args:
@@ -59,6 +63,7 @@ def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mappin
 
     Raises:
         MBSError: the plan does not fit the model, or the weights do not fit the plan.
+
     """
     held = plan if isinstance(plan, Plan) else Plan.from_json(plan)
     gm = model if isinstance(model, GraphModule) else trace(model, _example(model, held))
@@ -93,8 +98,13 @@ def _fill(small: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = small.state_dict()
     for name, tensor in own.items():
         if name in state and state[name].shape != tensor.shape:
-            raise MBSError(f"{name}: the file has shape {tuple(state[name].shape)}, the plan gives {tuple(tensor.shape)}")
+            raise MBSError(
+                f"{name}: the file has shape {tuple(state[name].shape)}, the plan gives {tuple(tensor.shape)}"
+            )
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
-        raise MBSError(f"the weights have no tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        raise MBSError(
+            f"the weights have no tensor {missing[0]}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
     small.load_state_dict(state, strict=False)

@@ -94,7 +94,9 @@ def find_segments(choices: Choices, convs: Sequence[Conv]) -> tuple[list[Segment
     cells = list(choices.cells)
     for number, group in enumerate(sorted(groups, key=min)):
         where = {home[cell] for cell in group}
-        inside = [c for c in convs if not c.depthwise and c.macroblock in where and group.intersection(c.out.cells)]
+        inside = [
+            c for c in convs if not c.depthwise and c.macroblock in where and group.intersection(c.out.cells)
+        ]
         for cell in group:
             cells[cell] = replace(cells[cell], segment=number, step=choices.parts.get((cell,), 1))
         names = [c.target for c in inside]

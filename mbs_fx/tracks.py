@@ -115,16 +115,11 @@ def channels(size: int) -> tuple[Atom, ...]:
 
 
 def tracked(dims: Iterable[tuple[Atom, ...]], axes: Mapping[int, Axis], upsampled: bool) -> Track:
-    """A track in which axes that have left the tensor are context, shown in free dimensions of one pixel."""
-    rows = list(dims)
+    """A track in which the axes that have left the tensor are context."""
+    rows = tuple(dims)
     present = {atom.axis for atoms in rows for atom in atoms}
     kept = {index: axis if index in present else axis.pooled() for index, axis in axes.items()}
-    absent = sorted(kept.keys() - present)
-    free = [dim for dim in range(1, len(rows)) if not rows[dim]]
-    if absent and len(free) >= len(absent):
-        for index, dim in zip(absent, free[-len(absent) :], strict=True):
-            rows[dim] = (Atom(index, 1),)
-    return Track(tuple(rows), kept, upsampled)
+    return Track(rows, kept, upsampled)
 
 
 def changed(track: Track, new: Mapping[int, Axis], rest: Mapping[int, int] | None = None) -> Track:
@@ -146,8 +141,8 @@ def recut(track: Track, shape: Sequence[int]) -> Track | None:
     """The track of the same elements, in the same order, in another shape; None where an atom would break."""
     waiting = deque(atom for atoms in track.dims for atom in atoms)
     rows: list[tuple[Atom, ...]] = []
-    for size in shape:
-        taken = _take(waiting, size)
+    for dim, size in enumerate(shape):
+        taken = [] if dim == 0 and size == 1 else _take(waiting, size)
         if taken is None:
             return None
         rows.append(joined(taken))
@@ -248,7 +243,7 @@ def _row(tracks: Sequence[Track], right: int, size: int) -> tuple[Atom, ...]:
     """The atoms of a dimension counted from the right: the first that fill it, with an axis if one does."""
     options = [t.dims[-right] for t in tracks if right <= len(t.dims)]
     fitting = [row for row in options if prod(a.size for a in row) == size]
-    return max(fitting, key=has_axis, default=channels(size))
+    return fitting[0] if size == 1 and fitting else max(fitting, key=has_axis, default=channels(size))
 
 
 def has_axis(row: tuple[Atom, ...]) -> bool:
@@ -272,4 +267,5 @@ def union(base: Axis, other: Axis) -> Axis:
         return other
     offset = min(base.offset, other.offset)
     field = max(base.offset + base.field, other.offset + other.field) - offset
-    return Axis(base.size, max(base.stride, other.stride), field, offset, base.context)
+    stride = max(base.stride, other.stride) if base.size == other.size else base.stride
+    return Axis(base.size, stride, field, offset, base.context)

@@ -52,7 +52,9 @@ class Choices:
         numbers, counts = np.unique(cells, return_counts=True)
         fixed = int(counts[numbers < 0].sum())
         terms = tuple(
-            (int(c), Fraction(int(n), self.cells[c].size * parts)) for c, n in zip(numbers, counts, strict=True) if c >= 0
+            (int(c), Fraction(int(n), self.cells[c].size * parts))
+            for c, n in zip(numbers, counts, strict=True)
+            if c >= 0
         )
         return Width(fixed // parts, terms)
 
@@ -63,11 +65,16 @@ class Choices:
         if found is not None:
             return found
         soft = {int(c) for c in self.choice[axis.reshape(-1)]}
-        return next((self.reasons[c] for c in soft if c in self.reasons), "no convolution makes these channels")
+        return next(
+            (self.reasons[c] for c in soft if c in self.reasons), "no convolution makes these channels"
+        )
 
 
 def choose(flow: Flow, convs: Iterable[str], forced: Callable[[str], bool] | None = None) -> Choices:
-    """Cells of a graph.  ``convs`` names the nodes whose outputs are planned (a depthwise one's follow); ``forced`` the opaque ones."""
+    """Cells of a graph.
+
+    ``convs`` names the nodes whose outputs are planned (a depthwise one's follow); ``forced`` the opaque ones.
+    """
     hard, soft, steps = flow.ties.resolve()
     reasons = flow.ties.frozen(hard)
     outs = {name: m.out for name in convs if not (m := flow.mixers[name]).depthwise}
@@ -120,7 +127,13 @@ def _axes(flow: Flow) -> list[Factor]:
     """Every distinct vector of labels along an axis of a layer's input, output, or parameters."""
     found: dict[bytes, Factor] = {}
     vectors = [v for m in flow.mixers.values() for v in (m.out, m.inp)]
-    vectors += [v for layer in flow.layers.values() for axes in layer.tensors.values() for v in axes if v is not None and v.ndim == 1]
+    vectors += [
+        v
+        for layer in flow.layers.values()
+        for axes in layer.tensors.values()
+        for v in axes
+        if v is not None and v.ndim == 1
+    ]
     vectors += [v for axes in flow.parameters.values() for v in axes if v is not None]
     for each in {id(v): v for v in vectors}.values():
         found.setdefault(each.tobytes(), each)
@@ -140,7 +153,7 @@ def _cells(
             labels = labels[~opaque[axis]]
         np.add.at(signature, labels, random.integers(1, 2**63, dtype=np.uint64))
     roots = np.flatnonzero(planned & (choice == np.arange(len(choice))))
-    unique, first, index, sizes = np.unique(
+    _, first, index, sizes = np.unique(
         signature[roots], return_index=True, return_inverse=True, return_counts=True
     )
     order = np.argsort(first)

@@ -15,12 +15,14 @@ from torch import nn
 from torch.fx import Node
 
 from mbs_fx.flow import Flow, Rule
-from mbs_fx.rules import arithmetic, layers, mixing, moves, statistics
+from mbs_fx.rules import arithmetic, growth, layers, mixing, moves, onnx, parts, statistics
 
 FUNCTIONS: dict[str, Rule] = {
     **arithmetic.FUNCTIONS,
     **statistics.FUNCTIONS,
     **moves.FUNCTIONS,
+    **parts.FUNCTIONS,
+    **growth.FUNCTIONS,
     **mixing.FUNCTIONS,
 }
 MODULES: dict[type[nn.Module], Rule] = {**layers.MODULES}
@@ -36,14 +38,27 @@ def operation(target: Any) -> str:
     return name
 
 
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor", "imatmul"}
+_IN_PLACE = {
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "ipow",
+    "imod",
+    "iand",
+    "ior",
+    "ixor",
+    "imatmul",
+}
 
 
 def rule_for(flow: Flow, node: Node) -> Rule | None:
     """The rule of a node, None where there is none."""
     if node.op == "call_module":
         kind = type(flow.modules[str(node.target)])
-        return next((MODULES[k] for k in kind.__mro__ if k in MODULES), None)
+        own = next((MODULES[k] for k in kind.__mro__ if k in MODULES), None)
+        return own if own is not None else onnx.BY_NAME.get(kind.__name__)
     return FUNCTIONS.get(operation(node.target))
 
 

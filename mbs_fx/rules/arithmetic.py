@@ -21,8 +21,7 @@ def elementwise_rule(flow: Flow, node: Node) -> Labels:
     if len(operands) == 1 and flow.shape(operands[0]) == flow.shape(node):
         return flow.of(operands[0])
     pairs = [(flow.of(n), flow.shape(n)) for n in operands]
-    labels = elementwise(pairs, flow.shape(node), flow.ties, f"{flow.where(node)}: meets channels that stay")
-    return labels
+    return elementwise(pairs, flow.shape(node), flow.ties, f"{flow.where(node)}: meets channels that stay")
 
 
 def addition_rule(flow: Flow, node: Node) -> Labels:
@@ -69,7 +68,8 @@ def tie_axis_parameters(flow: Flow, node: Node, source: Any, parameters: list[An
 
 
 _ELEMENTWISE = """
-    sub subtract mul multiply div true_divide truediv floor_divide floordiv pow neg abs exp expm1 log log1p log2 sqrt rsqrt
+    sub subtract mul multiply div true_divide truediv floor_divide floordiv pow neg abs exp expm1 log log1p log2
+    sqrt rsqrt
     square reciprocal sin cos tan erf sigmoid tanh relu relu6 gelu silu mish selu elu celu leaky_relu rrelu
     hardswish hardsigmoid hardtanh softplus softsign softshrink hardshrink tanhshrink logsigmoid threshold clamp
     clip clamp_min clamp_max round floor ceil trunc sign where maximum minimum fmod remainder lerp addcmul

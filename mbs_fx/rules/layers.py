@@ -153,40 +153,44 @@ def unflatten_module(flow: Flow, node: Node) -> Any:
     module: Any = flow.modules[str(node.target)]
     labels = moves.reshape_rule(flow, node)
     start = int(module.dim) % len(flow.shape(node.all_input_nodes[0]))
-    sizes = tuple(
-        count_of(factor_on(labels, start + i), start + i, s) for i, s in enumerate(module.unflattened_size)
-    )
+    sizes = tuple(count_of(factor_on(labels, start + i), start + i, s) for i, s in enumerate(module.unflattened_size))
     flow.layer(str(node.target), np.zeros(1, np.int64), {"unflattened_size": sizes}, {})
     return labels
 
 
 def softmax_module(flow: Flow, node: Node) -> Any:
+    """``nn.Softmax``: works across its axis."""
     module: Any = flow.modules[str(node.target)]
     axis = (1 if module.dim is None else int(module.dim)) % len(flow.shape(node))
     return statistics.over_axis(flow, node, flow.of(node.all_input_nodes[0]), axis)
 
 
 def glu_module(flow: Flow, node: Node) -> Labels:
+    """``nn.GLU``: the first half gated by the second."""
     module: Any = flow.modules[str(node.target)]
     return mixing.glu_labels(flow, flow.of(node.all_input_nodes[0]), int(module.dim) % len(flow.shape(node)))
 
 
 def shuffle_module(flow: Flow, node: Node) -> Labels:
+    """``nn.ChannelShuffle``."""
     module: Any = flow.modules[str(node.target)]
     return moves.shuffle_labels(flow, flow.of(node.all_input_nodes[0]), module.groups)
 
 
 def pixel_shuffle_module(flow: Flow, node: Node) -> Labels:
+    """``nn.PixelShuffle``."""
     module: Any = flow.modules[str(node.target)]
     return moves.pixel_shuffle_labels(flow, flow.of(node.all_input_nodes[0]), module.upscale_factor)
 
 
 def pixel_unshuffle_module(flow: Flow, node: Node) -> Labels:
+    """``nn.PixelUnshuffle``."""
     module: Any = flow.modules[str(node.target)]
     return moves.pixel_unshuffle_labels(flow.of(node.all_input_nodes[0]), module.downscale_factor)
 
 
 def local_norm_module(flow: Flow, node: Node) -> Labels:
+    """``nn.LocalResponseNorm``: looks at neighbouring channels."""
     return statistics.channel_statistic_rule(flow, node)
 
 

@@ -56,9 +56,7 @@ def conv_transpose_rule(flow: Flow, node: Node) -> Any:
     return _convolve(flow, node, source, weight, groups, 6, transposed=True)
 
 
-def _convolve(
-    flow: Flow, node: Node, source: Any, weight: Any, groups: int, position: int, transposed: bool
-) -> Labels:
+def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, position: int, transposed: bool) -> Labels:
     rank, in_width, out_width = len(flow.shape(node)), flow.shape(source)[1], flow.shape(node)[1]
     labels = flow.of(weight)
     inp = vector(flow.of(source), 1, in_width, flow.ties)
@@ -156,9 +154,7 @@ def einsum_rule(flow: Flow, node: Node) -> Any:
     return elementwise(operands, flow.shape(node), flow.ties, f"{flow.where(node)}: meets channels that stay")
 
 
-def _to_output(
-    labels: Labels, shape: Sequence[int], term: str, output: str
-) -> tuple[Labels, tuple[int, ...]]:
+def _to_output(labels: Labels, shape: Sequence[int], term: str, output: str) -> tuple[Labels, tuple[int, ...]]:
     """Labels and shape of an einsum operand with its axes in the order of the result."""
     present = [letter for letter in output if letter in term]
     order = [term.index(letter) for letter in present]

@@ -1,0 +1,102 @@
+"""Analyze + plan + rewrite, in seconds, beside Torch-Pruning's build + prune on the same network.
+
+    python benchmarks/speed.py [--runs 3] [--no-peer]
+
+Tracing is excluded on our side.  Both sides run in this process, in turn; the median counts.  The first analysis
+of a process also imports torch's fake tensor machinery; it is done once before the clock starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from tabulate import tabulate
+
+import mbs_fx
+from mbs_fx.sample import resnet
+
+NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "ResNet-18": (torchvision.models.resnet18, (1, 3, 224, 224)),
+    "ResNet-50": (torchvision.models.resnet50, (1, 3, 224, 224)),
+    "DenseNet-201": (torchvision.models.densenet201, (1, 3, 224, 224)),
+    "CIFAR ResNet-110": (lambda: resnet(110), (1, 3, 32, 32)),
+    "CIFAR ResNet-1202": (lambda: resnet(1202), (1, 3, 32, 32)),
+}
+
+
+def ours(net: torch.nn.Module, shape: tuple[int, ...]) -> tuple[float, int]:
+    """Seconds of analyze + plan + rewrite, and nodes of the graph."""
+    gm = torch.fx.symbolic_trace(net)
+    start = time.perf_counter()
+    analysis = mbs_fx.analyze(gm, shape)
+    mbs_fx.rewrite(gm, mbs_fx.plan(analysis, betas={m.spatial_size: 0.75 for m in analysis.macroblocks}))
+    return time.perf_counter() - start, len(gm.graph.nodes)
+
+
+def peer(net: torch.nn.Module, shape: tuple[int, ...]) -> float | str:
+    """Seconds of Torch-Pruning's build + prune, or how it fails."""
+    import torch_pruning as tp
+
+    heads = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    start = time.perf_counter()
+    try:
+        tp.pruner.MagnitudePruner(
+            net,
+            torch.randn(shape),
+            tp.importance.MagnitudeImportance(),
+            pruning_ratio=0.25,
+            ignored_layers=heads,
+        ).step()
+    except Exception as error:
+        return type(error).__name__
+    return time.perf_counter() - start
+
+
+def memory(net: torch.nn.Module, shape: tuple[int, ...]) -> float:
+    """Peak of Python's own allocations during the analysis, as a share of the parameters' bytes."""
+    gm = torch.fx.symbolic_trace(net)
+    tracemalloc.start()
+    mbs_fx.analyze(gm, shape)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / sum(p.numel() * p.element_size() for p in net.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--no-peer", action="store_true")
+    args = parser.parse_args()
+    ours(torchvision.models.squeezenet1_1().eval(), (1, 3, 64, 64))
+    rows: list[list[Any]] = []
+    for name, (make, shape) in NETWORKS.items():
+        mine: list[float] = []
+        theirs: list[float | str] = []
+        nodes = 0
+        for _ in range(args.runs):
+            seconds, nodes = ours(make().eval(), shape)
+            mine.append(seconds)
+            if not args.no_peer:
+                theirs.append(peer(make().eval(), shape))
+        median = statistics.median(mine)
+        timed = [t for t in theirs if isinstance(t, float)]
+        other = statistics.median(timed) if timed else (theirs or [""])[0]
+        ratio = f"{other / median:.1f}" if isinstance(other, float) else ""
+        rows.append(
+            [name, nodes, f"{median:.2f}", f"{other:.2f}" if isinstance(other, float) else other, ratio]
+        )
+    headers = ["network", "nodes", "mbs_fx, s", "Torch-Pruning, s", "ratio"]
+    print(tabulate(rows, headers, tablefmt="github"))
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""ReLU and counting in one pass over memory.  For the private copy of a measurement on a CPU.
+
+- A ReLU whose input nobody else reads works in place, piece by piece, and its signs are summed while they are
+  still in the cache.
+- Only where that is certain: the ReLU is in place anyway, or its input comes from an operation that makes a new
+  tensor.  Everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from mbs_fx.counting import Change, columns_of, tally
+
+MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+FUNCTIONS = {"relu", "relu_"}
+MAKERS = {operator.add, operator.sub, operator.mul, torch.add, torch.cat}
+LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+)
+
+
+def fuse_counting(gm: fx.GraphModule) -> fx.GraphModule:
+    """Join activations with the counting after them, in ``gm`` itself."""
+    for count in list(gm.graph.nodes):
+        if count.op != "call_function" or count.target is not tally:
+            continue
+        activation = count.args[0]
+        change = _change(gm, activation)
+        if change is not None and _owns_its_input(gm, activation):
+            _join(gm.graph, activation, count, change)
+    gm.recompile()
+    return gm
+
+
+def rectified(x: Tensor, low: float, high: float | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """``x`` clamped in place, and its counts."""
+    change: Change = torch.relu_ if (low, high) == (0, None) else lambda part: part.clamp_(low, high)
+    return x, columns_of(x, change, *arguments)
+
+
+def _join(graph: fx.Graph, activation: fx.Node, count: fx.Node, change: tuple[float, float | None]) -> None:
+    with graph.inserting_before(activation):
+        both = graph.call_function(rectified, (activation.args[0], *change, *count.args[1:]))
+        output, counts = (graph.call_function(operator.getitem, (both, i)) for i in (0, 1))
+    activation.replace_all_uses_with(output)
+    count.replace_all_uses_with(counts)
+    graph.erase_node(count)
+    graph.erase_node(activation)
+
+
+def _change(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float | None] | None:
+    """The limits that an activation clamps to, where it does nothing else."""
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        if type(module) not in MODULES or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (0, None) if name in FUNCTIONS else None
+
+
+def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
+    source = node.args[0]
+    if _is_in_place(gm, node):
+        return True
+    if not isinstance(source, fx.Node) or len(source.users) > 1:
+        return False
+    if source.op == "call_module":
+        return type(gm.get_submodule(str(source.target))) in LAYERS
+    return source.op == "call_function" and source.target in MAKERS
+
+
+def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name == "relu_" or bool(node.kwargs.get("inplace", False))
