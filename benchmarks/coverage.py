@@ -290,7 +290,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"{platform.machine()}, Python {platform.python_version()}).\n\n"
         f"**{len(good)} of {len(rows)} networks pass every check**; in {len(exact)} of them the original with removed "
         f"channels set to zero gives the reduced network's output (relative difference under 1e-4 in float64); the "
-        f"others hold opaque segments or statistics over channels, named in the table. Torch-Pruning prunes {len(peers)} of "
+        "others hold opaque segments or statistics over channels, named in the table. "
+        f"Torch-Pruning prunes {len(peers)} of "
         f"{len([r for r in rows if 'peer' in r or 'peer_failed' in r])}.\n\n"
         + tabulate(body, headers, tablefmt="github")
         + "\n"

@@ -46,8 +46,9 @@ def difference(a: Any, b: Any) -> float:
 def widths_hold(small: nn.Module, plan: mbs_fx.Plan) -> str:
     """The first layer whose width is not the planned one; empty where all are."""
     for path, width in plan.widths.items():
-        layer: Any = small.get_submodule(path) if "." in path or hasattr(small, path) else None
-        if layer is None or not hasattr(layer, "weight"):
+        parent, _, name = path.rpartition(".")
+        layer: Any = getattr(small.get_submodule(parent), name, None)
+        if not isinstance(layer, nn.Module):
             continue
         has = getattr(layer, "out_channels", getattr(layer, "out_features", None))
         if has != width:
@@ -67,7 +68,8 @@ def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
             tensor = getattr(big.get_submodule(parent), name)
             for axis, labels in enumerate(axes):
                 if labels is not None and "running" not in name:
-                    gone = torch.from_numpy(np.flatnonzero(~keep.stays[labels]))
+                    part = labels[0] if labels.ndim == 2 else labels
+                    gone = torch.from_numpy(np.flatnonzero(~keep.stays[part]))
                     tensor.index_fill_(axis, gone, 0)
     return big
 

@@ -1,11 +1,12 @@
 """Train a CIFAR ResNet: how the network shipped in ``mbs_fx/sample`` was made.
 
-    python benchmarks/train_cifar10.py --data DIR --depth 20 --epochs 20 --out resnet20.safetensors
+    python benchmarks/train_cifar10.py --data DIR --out resnet20.safetensors
+    python benchmarks/train_cifar10.py --data DIR --start resnet20.safetensors --epochs 2 --small 0 --lr 0.02 --seed 1
 
 SGD with Nesterov momentum on a one-cycle schedule, batch 128, random crop and flip.  The first ``--small``
 epochs see crops of 24 x 24 pixels at a little over half the cost (the network ends in a global pool).  Runs on a GPU where
-there is one; on a CPU in bf16 where the hardware multiplies it, float32 otherwise.  Every epoch appends a line
-to the log (seed, schedule, accuracy), every run overwrites the weights file with its last epoch.
+there is one; on a CPU in bf16 where the hardware multiplies it, float32 otherwise.  The second command goes on from
+the first one's weights (89.94 % to over 90 %).  Every epoch appends a line to the log (seed, schedule, accuracy), every run overwrites the weights file with its last epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 from cifar import augment, load, normalise
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--start", type=Path, help="weights to go on from (safetensors)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("resnet20.safetensors"))
     parser.add_argument("--log", type=Path, default=Path("train.jsonl"))
@@ -93,6 +95,8 @@ def main() -> None:
     images, labels = (t.to(device) for t in load(args.data, train=True))
     test = tuple(t.to(device) for t in load(args.data, train=False))
     net = resnet(args.depth).to(device, memory_format=torch.channels_last)
+    if args.start is not None:
+        net.load_state_dict({k: v.to(device) for k, v in load_file(args.start).items()}, strict=False)
     start = time.time()
     for epoch, loss in enumerate(epochs(net, images, labels, args), 1):
         line = {

@@ -20,6 +20,7 @@ from mbs_fx.analysis import Analysis
 from mbs_fx.columns import Columns
 from mbs_fx.counting import instrument
 from mbs_fx.fast import LAYOUTS, fast_copy, fast_dtype
+from mbs_fx.rectify import fuse_counting
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def makes(
     def make(channels_last: bool) -> Make:
         def build() -> Callable[..., Any]:
             copy = fast_copy(counting, place, precision, channels_last)
-            return _compiled(copy, place) if compiled else copy
+            if compiled:
+                return _compiled(copy, place)
+            return fuse_counting(copy) if place.type == "cpu" else copy
 
         return Make(build, place, precision, channels_last, compiled)
 

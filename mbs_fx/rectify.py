@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from mbs_fx.counting import Change, columns_of, tally
 
 MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
-FUNCTIONS = {"relu", "relu_"}
+FUNCTIONS = {F.relu, torch.relu, torch.relu_}
+METHODS = {"relu", "relu_"}
 MAKERS = {operator.add, operator.sub, operator.mul, torch.add, torch.cat}
 LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
@@ -61,8 +63,8 @@ def _change(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float | None] | N
         if type(module) not in MODULES or module._forward_hooks or module._forward_pre_hooks:
             return None
         return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return (0, None) if name in FUNCTIONS else None
+    known = METHODS if node.op == "call_method" else FUNCTIONS
+    return (0, None) if node.target in known else None
 
 
 def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -79,5 +81,4 @@ def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name == "relu_" or bool(node.kwargs.get("inplace", False))
+    return node.target in ("relu_", torch.relu_) or node.kwargs.get("inplace") is True or node.args[1:] == (True,)

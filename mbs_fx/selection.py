@@ -77,13 +77,23 @@ class Keep:
         return template
 
     def channels(self) -> dict[str, tuple[int, ...]]:
-        """Kept output channels by module path, where they are followed."""
+        """Kept output channels by path of the module or parameter, where they are followed."""
         result: dict[str, tuple[int, ...]] = {}
-        for path, layer in self.facts.flow.layers.items():
-            indices = self.indices(layer.out)
-            if indices is not None and layer.tensors:
+        for path, out in recorded(self.facts).items():
+            indices = self.indices(out)
+            if indices is not None:
                 result[path] = tuple(indices.tolist())
         return result
+
+
+def recorded(facts: Facts) -> dict[str, Factor]:
+    """Output labels of every layer with channel parameters, and of every parameter that the graph reads."""
+    found = {path: layer.out for path, layer in facts.flow.layers.items() if layer.tensors}
+    for path, axes in facts.flow.parameters.items():
+        first = next((axis for axis in axes if axis is not None), None)
+        if first is not None:
+            found[path] = first
+    return found
 
 
 def select(facts: Facts, counts: Sequence[int], criterion: Criterion) -> Keep:
@@ -110,11 +120,11 @@ def restore(facts: Facts, counts: Sequence[int], channels: Mapping[str, Sequence
     """The decision that an earlier rewrite recorded as kept channels by module path."""
     choices = facts.choices
     stays = np.ones(len(choices.choice), bool)
+    outputs = recorded(facts)
     for path, kept in channels.items():
-        layer = facts.flow.layers.get(path)
-        if layer is None:
+        if path not in outputs:
             continue
-        roots = choices.choice[layer.out]
+        roots = choices.choice[outputs[path]]
         if kept and max(kept) >= len(roots):
             raise MBSError(f"{path}: the plan keeps channel {max(kept)} of a layer that has {len(roots)}")
         gone = np.ones(len(roots), bool)

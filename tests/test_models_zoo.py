@@ -17,6 +17,13 @@ from torchvision import models as vision
 import mbs_fx
 from mbs_fx.sample import resnet as sample_resnet
 
+
+def small_head(net: nn.Module, features: int) -> nn.Module:
+    """VGG and AlexNet without their hundred million parameters after the last convolution."""
+    net.classifier = nn.Sequential(nn.Dropout(), nn.Linear(features, 32), nn.ReLU(), nn.Linear(32, 10))
+    return net
+
+
 # Name -> (factory, input size). Inception v3 takes no less than 75.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "cifar_resnet20": (lambda: sample_resnet(20), 32),
@@ -24,9 +31,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet50": (vision.resnet50, 64),
     "resnext50": (vision.resnext50_32x4d, 64),
     "preactivation_resnet": (models.preactivation_resnet, 32),
-    "vgg11_bn": (lambda: vision.vgg11_bn(init_weights=False), 32),
+    "vgg11_bn": (lambda: small_head(vision.vgg11_bn(init_weights=False), 512 * 7 * 7), 32),
     "vgg_constant_view": (models.ConstantViewVGG, 32),
-    "alexnet": (vision.alexnet, 64),
+    "alexnet": (lambda: small_head(vision.alexnet(), 256 * 6 * 6), 64),
     "squeezenet1_0": (vision.squeezenet1_0, 64),
     "squeezenet1_1": (vision.squeezenet1_1, 64),
     "mobilenet_v1": (models.mobilenet_v1, 64),
@@ -75,9 +82,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.mark.parametrize("target", TARGETS)
 def test_planned_widths_are_actual_widths(case: Case, target: str) -> None:
     small = case.small[target]
-    assert {path: small.get_submodule(path).out_channels for path in case.plan.widths} == dict(
-        case.plan.widths
-    )
+    assert {path: small.get_submodule(path).out_channels for path in case.plan.widths} == dict(case.plan.widths)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -104,7 +109,24 @@ def test_targets_agree(case: Case) -> None:
 
 
 def test_every_width_that_stays_has_a_reason(case: Case) -> None:
+    """Of the convolutions, only those that are named among what is kept; linear layers keep theirs, too."""
     before = models.conv_widths(case.original)
     unchanged = {path for path, width in case.plan.widths.items() if width == before[path]}
-    assert unchanged == set(case.plan.kept)
+    linear = before.keys() - case.plan.widths.keys()
+    assert case.plan.kept.keys() - linear == unchanged
     assert all(case.plan.kept.values())
+
+
+def test_auxiliary_heads_stay_alive() -> None:
+    """They run in training mode only, so no graph of the evaluation mode has them; the module keeps them."""
+    original = vision.googlenet(init_weights=False).eval()
+    analysis = mbs_fx.analyze(mbs_fx.trace(original), (1, 3, 64, 64))
+    plan = mbs_fx.plan(analysis, betas={4: 0.75, 2: 0.75})
+    small = mbs_fx.rewrite(original, plan).train()
+    outputs = small(torch.randn(2, 3, 64, 64))
+    assert [tuple(output.shape) for output in outputs] == [(2, 1000)] * 3
+    sum(output.square().sum() for output in outputs).backward()
+    assert all(p.grad is not None for p in small.parameters())
+    # The first head reads inception4a (192 + 208 + 48 + 64), the second inception4d (112 + 288 + 64 + 64).
+    assert small.aux1.conv.conv.in_channels == 144 + 156 + 36 + 48
+    assert small.aux2.conv.conv.in_channels == 84 + 216 + 48 + 48
