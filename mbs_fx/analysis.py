@@ -158,6 +158,11 @@ class Analysis:
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
 
+    def __str__(self) -> str:
+        from mbs_fx.report import analysis_text
+
+        return analysis_text(self)
+
     @cached_property
     def by_name(self) -> Mapping[str, Conv]:
         """Convolutions by node name."""

@@ -22,7 +22,7 @@ from mbs_fx.analysis import Activation
 from mbs_fx.columns import Column, Columns
 from mbs_fx.fast import fetch
 
-CACHED = 1 << 17
+CACHED = 1 << 18
 """Values of a piece that stays in the cache together with its signs."""
 
 EXACT = 1 << 24
@@ -112,17 +112,23 @@ def nonzeros(x: Tensor, dims: tuple[int, ...], signed: bool, change: Change = No
         return x.ne(0).sum(dims) if dims else x.ne(0).long()
     flat = _in_memory_order(x) if len(dims) == x.ndim - 1 else None
     if flat is None:
-        parts = [_signs(part, signed, change).sum(dims, dtype=torch.float32) for part in _images(x)]
-        return torch.cat(parts).long()
+        return _sums(x, dims, signed, change).long()
     pieces = _pieces_per_image(flat.shape[1])
     cut = flat.view(len(flat) * pieces, -1)
-    parts = [_signs(part, signed, change).sum(1, dtype=torch.float32) for part in _images(cut)]
-    return torch.cat(parts).long().view(len(flat), pieces).sum(1)
+    return _sums(cut, (1,), signed, change).long().view(len(flat), pieces).sum(1)
 
 
-def _images(x: Tensor) -> tuple[Tensor, ...]:
-    """As many images at a time as stay in the cache."""
-    return x.split(max(1, CACHED // x[:1].numel()))
+def _sums(x: Tensor, dims: tuple[int, ...], signed: bool, change: Change) -> Tensor:
+    """Sums of signs, as many rows at a time as stay in the cache; one buffer, as fresh memory is slow."""
+    parts = x.split(max(1, CACHED // x[:1].numel()))
+    buffer = torch.empty_like(parts[0])
+    sums: list[Tensor] = []
+    for part in parts:
+        if change is not None:
+            change(part)
+        signs = torch.sign(part, out=buffer[: len(part)])
+        sums.append((signs.abs_() if signed else signs).sum(dims, dtype=torch.float32))
+    return torch.cat(sums)
 
 
 def _in_memory_order(x: Tensor) -> Tensor | None:
@@ -137,12 +143,6 @@ def _pieces_per_image(size: int) -> int:
     """How many equal pieces of an image stay in the cache; 1 where it does not divide."""
     least = -(-size // CACHED)
     return next((k for k in range(least, 4 * least) if size % k == 0), 1 if size <= EXACT else size)
-
-
-def _signs(x: Tensor, signed: bool, change: Change) -> Tensor:
-    if change is not None:
-        change(x)
-    return x.sign().abs_() if signed else x.sign()
 
 
 def finite(*values: Any) -> Tensor:

@@ -114,6 +114,9 @@ def _track(call: Call, value: Any) -> Any:
         return None
     rule = _rule(call)
     result = rule(call) if rule and call.node.all_input_nodes else None
+    if isinstance(result, Track) and isinstance(value, TensorShape) and not result.fills(value.shape):
+        call.note("its layout could not be followed; the map ends here")
+        return tracked(map(channels, value.shape), result.axes, result.upsampled)
     return _default(call, value) if result is None else result
 
 
@@ -167,10 +170,8 @@ def _kept(call: Call, operands: list[Track], shape: tuple[int, ...]) -> Track:
         return operands[0]
     same = [_resized(call, x, shape) if len(x.dims) == len(shape) else x for x in operands]
     fitting = [x for x in same if len(x.dims) <= len(shape)]
-    if len(fitting) == 1 and len(fitting[0].dims) == len(shape):
-        return fitted(fitting[0], shape)
-    if fitting:
-        return merged(fitting, shape)
+    if any(len(x.dims) == len(shape) for x in fitting):
+        return fitted(fitting[0], shape) if len(fitting) == 1 else merged(fitting, shape)
     widest = max(operands, key=lambda x: len(x.axes))
     if widest.located():
         call.note("it is not known, and changes the number of dimensions; the map ends here")

@@ -59,10 +59,8 @@ class Call:
 
     def option(self, position: int, name: str, default: Any = None) -> Any:
         """A setting: an attribute of the module, or an argument of the function."""
-        if self.module is not None:
-            value = getattr(self.module, name, None)
-        else:
-            value = self.known(self.raw(position, name))
+        module = self.module
+        value = self.known(self.raw(position, name)) if module is None else getattr(module, name, None)
         return default if value is None else value
 
     def known(self, value: Any) -> Any:
@@ -120,9 +118,7 @@ def along(call: Call, x: Track, count: int, step: Step, channel: int | None = No
     """The last ``count`` dimensions changed by ``step``, and channels made anew in dimension ``channel``."""
     dims = range(len(x.dims) - count, len(x.dims))
     sizes = call.shape_of(call.first)
-    still = {
-        dim for i, dim in enumerate(dims) if step(i, Axis(sizes[dim]), call.shape[dim]) == Axis(sizes[dim])
-    }
+    still = {dim for i, dim in enumerate(dims) if step(i, Axis(sizes[dim]), call.shape[dim]) == Axis(sizes[dim])}
     x = placed(x, sizes, [dim for dim in dims if dim not in still or not x.dims[dim]])
     new: dict[int, Axis] = {}
     rest = {} if channel is None else {channel: call.shape[channel]}

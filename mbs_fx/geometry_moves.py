@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from mbs_fx.convs import per_axis
 from mbs_fx.geometry_calls import Call, Rule, along, placed, without
+from mbs_fx.geometry_rules import seen_through
 from mbs_fx.shapes import TensorShape
 from mbs_fx.tracks import (
     Atom,
@@ -53,9 +54,7 @@ def _permute(call: Call) -> Track:
     rest = call.known(call.node.args[1:])
     named = {name: call.known(value) for name, value in call.node.kwargs.items() if name != "input"}
     target: Any = call.node.target
-    moved = (
-        getattr(probe, target)(*rest, **named) if isinstance(target, str) else target(probe, *rest, **named)
-    )
+    moved = getattr(probe, target)(*rest, **named) if isinstance(target, str) else target(probe, *rest, **named)
     return replace(x, dims=tuple(x.dims[size - 2] for size in moved.shape))
 
 
@@ -192,20 +191,35 @@ def _unfold(call: Call) -> Track | None:
             return None
         slid = changed(x, {dim % len(x.dims): x.axes[index].windowed(call.shape[dim], kernel, stride)})
         return tracked((*slid.dims, channels(kernel)), slid.axes, slid.upsampled)
-    kernel, dilation, pad, stride = (
-        per_axis(call.option(at, name, default), 2) for at, name, default in _IM2COL
-    )
+    kernel, dilation, pad, stride = (per_axis(call.option(at, name, default), 2) for at, name, default in _IM2COL)
     sizes = [
         (n + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i, n in enumerate(call.shape_of(call.first)[-2:])
     ]
     inner = replace(call, shape=(*call.shape[:-1], *sizes))
-    slid = along(
-        inner, x, 2, lambda i, a, n: a.windowed(n, kernel[i], stride[i], dilation[i]), len(x.dims) - 3
-    )
+    slid = along(inner, x, 2, lambda i, a, n: a.windowed(n, kernel[i], stride[i], dilation[i]), len(x.dims) - 3)
     return recut(slid, call.shape)
 
 
+def _fold(call: Call) -> Track | None:
+    """Windows back in their places: a pixel sees the windows that it lies in."""
+    output, kernel, dilation, pad, stride = (
+        per_axis(call.option(at, name, default), 2) for at, name, default in _COL2IM
+    )
+    sizes = [(n + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, n in enumerate(output)]
+    shape = (*call.shape_of(call.first)[:-1], *sizes)
+    x = recut(call.input, shape)
+    if x is None or len(shape) != 4:
+        return None
+    located = {dim: i for dim in (2, 3) if (i := x.lone(dim)) is not None}
+    new = {
+        dim: seen_through(x.axes[i], call.shape[dim], kernel[dim - 2], stride[dim - 2], dilation[dim - 2])
+        for dim, i in located.items()
+    }
+    return changed(x, new, {dim: n for dim, n in enumerate(call.shape) if dim and dim not in new})
+
+
+_COL2IM = ((1, "output_size", 1), (2, "kernel_size", 1), (3, "dilation", 1), (4, "padding", 0), (5, "stride", 1))
 _UNFOLD = ((1, "dimension"), (2, "size"), (3, "step"))
 _IM2COL = ((1, "kernel_size", 1), (2, "dilation", 1), (3, "padding", 0), (4, "stride", 1))
 
@@ -213,6 +227,7 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.Flatten: _reshape,
     nn.Unflatten: _reshape,
     nn.Unfold: _unfold,
+    nn.Fold: _fold,
 }
 NAMES: dict[str, Rule] = {
     **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel"], _reshape),
@@ -231,4 +246,5 @@ NAMES: dict[str, Rule] = {
     "select": _select,
     "roll": _roll,
     "unfold": _unfold,
+    "fold": _fold,
 }

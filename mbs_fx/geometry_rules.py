@@ -38,12 +38,12 @@ def _convolution(call: Call) -> Track | None:
         kernel, stride, dilation = spec.kernel[i], spec.stride[i], spec.dilation[i]
         if not spec.transposed or axis.context is not None:
             return axis.windowed(size, kernel, stride, dilation)
-        return _seen_through(axis, size, kernel, stride, dilation)
+        return seen_through(axis, size, kernel, stride, dilation)
 
     return along(call, x, spec.dims, step, channel)
 
 
-def _seen_through(axis: Axis, size: int, kernel: int, stride: int, dilation: int) -> Axis:
+def seen_through(axis: Axis, size: int, kernel: int, stride: int, dilation: int) -> Axis:
     """A transposed window: an output pixel sees the inputs whose taps fall on it, those of one phase."""
     phases: dict[int, list[int]] = {}
     for tap in range(kernel):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
+from mbs_fx.analysis import Analysis
 from mbs_fx.plan_result import MacroblockPlan, Plan
 
 _HEADERS = (
@@ -79,6 +80,34 @@ def kept_lines(kept: Mapping[str, str], most: int = 12) -> list[str]:
         shown = ", ".join(paths[:3]) + (f" and {count - 3} more" if count > 3 else "")
         lines.append(f"{shown}: {reason}")
     return lines
+
+
+def analysis_text(analysis: Analysis) -> str:
+    """Macroblocks of a graph with what lies in each, and what cannot change."""
+    rows: list[tuple[str, ...]] = []
+    for m in analysis.macroblocks:
+        convs = [analysis.by_name[name] for name in m.convs]
+        low, high = min(min(c.receptive_field) for c in convs), max(max(c.receptive_field) for c in convs)
+        widths = dict.fromkeys((s.width, s.width) for s in analysis.streams if s.macroblock == m.index)
+        rows.append(
+            (
+                f"{m.index}{'*' if m.segments else ''}",
+                size_text(m.spatial_size) + (" up" if m.upsampled else ""),
+                str(len(convs)),
+                str(sum(c.counted for c in convs)),
+                f"{low:g}" if low == high else f"{low:g} – {high:g}",
+                _widths(tuple(widths)),
+                f"{sum(c.flops for c in convs) / 1e6:.1f}",
+            )
+        )
+    headers = ("m", "size", "convs", "counted", "RF", "widths", "MFLOP")
+    lines = [tabulate(rows, headers, disable_numparse=True)]
+    segments = dict.fromkeys(s.name for m in analysis.macroblocks for s in m.segments)
+    if segments:
+        lines.append("* opaque segments, scaled as a whole: " + ", ".join(segments))
+    lines += [f"kept  {line}" for line in kept_lines(analysis.kept)]
+    lines += [f"note  {note}" for note in analysis.notes[:8]]
+    return "\n".join(lines)
 
 
 def plan_text(plan: Plan) -> str:

@@ -27,9 +27,9 @@ import torch
 from torch import fx, nn
 
 from mbs_fx.errors import MBSError
-from mbs_fx.tracers.check import RunError, copied, disagreement, outputs, seeded
+from mbs_fx.tracers.check import RunError, copied, disagreement, outputs
 from mbs_fx.tracers.concrete import trace_concretely
-from mbs_fx.tracers.example import Example, arguments, example_of, place_and_dtype
+from mbs_fx.tracers.example import Example, arguments, example_of
 from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, leaves_of
 from mbs_fx.tracers.symbolic import trace_symbolically
 
@@ -37,9 +37,7 @@ Strategy = Callable[[nn.Module], fx.GraphModule]
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
-def trace(
-    model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[nn.Module]] = ()
-) -> fx.GraphModule:
+def trace(model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[nn.Module]] = ()) -> fx.GraphModule:
     """Trace ``model`` into a GraphModule that shares its parameters.
 
     ``example`` is an input tensor, its shape (a tuple of ints), a tuple of tensors for several inputs, or a
@@ -53,20 +51,19 @@ def trace(
     chosen = leaves_of(model, leaves)
     inputs = example_of(model, example)
     expected = None if inputs is None else _expected(model, inputs)
-    wrong: list[str] = []
+    wrong: dict[str, str] = {}
     for name, strategy in _strategies(model, inputs, chosen):
         try:
-            with seeded(place_and_dtype(model)[0]):
-                gm = strategy(model)
+            gm = strategy(model)
         except UntraceableError as stop:
-            wrong.append(f"{name}: {_where(model, stop.failure)}")
+            wrong.setdefault(_where(model, stop.failure), name)
             continue
         difference = "" if inputs is None else _difference(expected, gm, inputs)
         if difference:
-            wrong.append(f"{name}: the graph does not compute what the model computes, {difference}")
+            wrong[f"the graph does not compute what the model computes, {difference}"] = name
             continue
         gm.meta["mbs_tracing"] = name
-        gm.meta["mbs_notes"] += () if inputs is None else _notes_on_mode(model, gm, inputs, strategy)
+        gm.meta["mbs_notes"] += () if inputs is None else _notes(model, gm, inputs, strategy)
         return gm
     raise MBSError(_untraceable(model, wrong, inputs))
 
@@ -76,15 +73,11 @@ def _require_traceable(model: object) -> None:
         raise MBSError(f"trace takes a torch.nn.Module, not a {type(model).__name__}")
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
-        raise MBSError(
-            f"{name} is a TorchScript module, which cannot be traced; pass the Python module behind it"
-        )
+        raise MBSError(f"{name} is a TorchScript module, which cannot be traced; pass the Python module behind it")
     if name in WRAPPERS:
         raise MBSError(f"the model is wrapped in {name}; pass the model inside, model.{WRAPPERS[name]}")
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise MBSError(
-            f"{name} has lazy layers, whose shapes are not known yet; run it once on an input first"
-        )
+        raise MBSError(f"{name} has lazy layers, whose shapes are not known yet; run it once on an input first")
 
 
 def _expected(model: nn.Module, inputs: Example) -> Any:
@@ -93,8 +86,7 @@ def _expected(model: nn.Module, inputs: Example) -> Any:
         return outputs(model, inputs)
     except RunError as error:
         raise MBSError(
-            f"{type(model).__name__} itself fails on the example: {error}; "
-            "check the example's shape, dtype and device"
+            f"{type(model).__name__} itself fails on the example: {error}; check the example's shape, dtype and device"
         ) from error
 
 
@@ -138,9 +130,13 @@ def _difference(expected: Any, gm: fx.GraphModule, inputs: Example, training: bo
         return f"it fails: {error}"
 
 
-def _notes_on_mode(
-    model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy
-) -> tuple[str, ...]:
+def _notes(model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy) -> tuple[str, ...]:
+    fixed = [argument for argument in arguments(model, inputs) if argument.is_constant]
+    notes = tuple(f"the input {argument.name} is fixed to {argument.value!r}" for argument in fixed)
+    return notes + _notes_on_mode(model, gm, inputs, strategy)
+
+
+def _notes_on_mode(model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy) -> tuple[str, ...]:
     """Whether the graph computes what the model computes in the mode that was not traced, and if not, why."""
     training = not model.training
     mode = "training" if training else "evaluation"
@@ -167,9 +163,13 @@ def _where(model: nn.Module, failure: Failure) -> str:
     return f"{place}: {failure.reason}"
 
 
-def _untraceable(model: nn.Module, wrong: list[str], inputs: Example | None) -> str:
-    advice = 'keep the module in question whole with leaves=["its.path"]'
+def _untraceable(model: nn.Module, wrong: dict[str, str], inputs: Example | None) -> str:
+    advice = [
+        'keep the module in question whole with leaves=["its.path"]',
+        "trace the part of the model before it",
+        "or move what decides by values out of the model's own forward into a submodule",
+    ]
     if inputs is None:
-        advice = f"pass an example input, so that shapes are known while tracing, or {advice}"
-    reasons = "\n".join(f"- {reason}" for reason in dict.fromkeys(wrong))
-    return f"{type(model).__name__} cannot be traced.\n{reasons}\nWhat to do: {advice}."
+        advice.insert(0, "pass an example input, so that shapes are known while tracing")
+    reasons = "\n".join(f"- {name}: {reason}" for reason, name in wrong.items())
+    return f"{type(model).__name__} cannot be traced.\n{reasons}\nWhat to do: {', '.join(advice)}."

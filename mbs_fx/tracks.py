@@ -89,6 +89,10 @@ class Track:
         found = {axis: dim for dim in range(len(self.dims)) if (axis := self.lone(dim)) is not None}
         return found if sorted(found) == present else None
 
+    def fills(self, shape: Sequence[int]) -> bool:
+        """Whether the atoms make up a tensor of this shape."""
+        return [prod(atom.size for atom in row) for row in self.dims] == list(shape)
+
     def lost(self) -> list[int]:
         """The axes that no dimension holds."""
         return sorted(self.axes.keys() - {atom.axis for atoms in self.dims for atom in atoms})
@@ -227,7 +231,7 @@ def merged(tracks: Sequence[Track], shape: Sequence[int]) -> Track:
     tracks = [t for t in tracks if len(t.dims) <= len(shape)]
     base, rows = tracks[0], tracks[0].dims
     taking_part = tracks
-    if any(t.dims != rows for t in tracks):
+    if len(rows) != len(shape) or any(t.dims != rows for t in tracks):
         weights = [_weight(t, shape) for t in tracks]
         base = tracks[weights.index(max(weights))]
         rows = [_row([base, *tracks], right, shape[-right]) for right in range(len(shape), 0, -1)]

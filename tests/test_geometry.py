@@ -36,9 +36,7 @@ def positive(model: nn.Module) -> nn.Module:
             options = (module.kernel_size, module.stride, module.padding, module.ceil_mode)
             model.set_submodule(name, mean(*options))
     for parameter in model.parameters():
-        nn.init.constant_(
-            parameter, 1 / math.prod(parameter.shape[1:2]) / math.sqrt(math.prod(parameter.shape[2:]))
-        )
+        nn.init.constant_(parameter, 1 / math.prod(parameter.shape[1:2]) / math.sqrt(math.prod(parameter.shape[2:])))
     return model
 
 
@@ -147,12 +145,7 @@ def test_published_fields():
         assert max(fields) == (expected, expected)
     for depth in (20, 32, 56):
         found, _ = located(resnet(depth), 1, 3, 32, 32)
-        assert (
-            min(
-                v.geometry.receptive_field[0] for v in found.values() if v.geometry.receptive_field > (32, 32)
-            )
-            == 33
-        )
+        assert min(v.geometry.receptive_field[0] for v in found.values() if v.geometry.receptive_field > (32, 32)) == 33
 
 
 class Do(nn.Module):
@@ -282,6 +275,9 @@ HAND_WRITTEN = {
     "unfold": (
         Do(lambda x: F.unfold(x, 3, stride=3).view(1, 9, 8, 8)),
         (1, 1, 24, 24), (8, 8), (3, 3), (3, 3), False),
+    "unfold and fold": (
+        Do(lambda x, mix: F.fold(mix(F.unfold(x, 3, stride=2).mT).mT, 25, 3, stride=2), nn.Linear(9, 9)),
+        (1, 1, 25, 25), (25, 25), (1, 1), (5, 5), True),
     "windows of a tensor": (Do(lambda x: x.unfold(2, 4, 2).mean(-1)), (1, 1, 24), (11,), (2,), (4,), False),
 }  # fmt: skip
 

@@ -73,7 +73,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     torch.manual_seed(0)
     original = factory().eval()
     graph = mbs_fx.trace(original)
-    analysis = mbs_fx.analyze(graph, (1, 3, size, size))
+    analysis = mbs_fx.analyze(graph, (2, 3, size, size))
     plan = mbs_fx.plan(analysis, betas=dict.fromkeys({b.spatial_size[0] for b in analysis.macroblocks}, 0.75))
     small = {"graph": mbs_fx.rewrite(graph, plan), "module": mbs_fx.rewrite(original, plan)}
     return Case(original, plan, small, torch.randn(2, 3, size, size))

@@ -448,6 +448,7 @@ def test_several_inputs_keywords_and_defaults(check):
     assert targets(trace(model, (SHAPE, (2, 1, 8, 8))), "placeholder") == ["x", "mask"]
     gm = trace(model, {"x": x, "gain": mask, "twice": True})
     assert targets(gm, "placeholder") == ["x", "gain", "twice"]
+    assert gm.meta["mbs_notes"] == ("the input twice is fixed to True",)
     assert torch.equal(gm(x=x, gain=mask, twice=True), model(x, gain=mask, twice=True))
 
 

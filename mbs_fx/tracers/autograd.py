@@ -44,6 +44,5 @@ def followed_functions(met: set[str], paused: Callable[[], bool]) -> Generator[N
 def notes_on(met: set[str]) -> tuple[str, ...]:
     """What to tell about the functions that were followed."""
     return tuple(
-        f"the graph has the forward of the autograd function {name} and not its own backward"
-        for name in sorted(met)
+        f"the graph has the forward of the autograd function {name} and not its own backward" for name in sorted(met)
     )

@@ -53,9 +53,7 @@ def free_batch(graph: fx.Graph, twin: fx.Graph, batch: int) -> None:
             raise SpecialisedError(f"{node.format_node()} becomes {other.format_node()}")
     if len(nodes) != len(twins):
         raise SpecialisedError(f"{len(nodes)} operations become {len(twins)}")
-    found = [
-        _merge((n.args, n.kwargs), (t.args, t.kwargs), batch, n) for n, t in zip(nodes, twins, strict=True)
-    ]
+    found = [_merge((n.args, n.kwargs), (t.args, t.kwargs), batch, n) for n, t in zip(nodes, twins, strict=True)]
     inputs = [node for node in nodes if node.op == "placeholder"]
     made: dict[int, fx.Node] = {}
 

@@ -109,11 +109,7 @@ def _tensors(expected: torch.Tensor, actual: Any, place: str) -> str:
     if (expected.shape, expected.dtype, expected.device) != (actual.shape, actual.dtype, actual.device):
         return f"{place} is {_brief(expected)} in the model and {_brief(actual)} in the graph"
     if not (expected.is_floating_point() or expected.is_complex()):
-        return (
-            ""
-            if torch.equal(expected, actual)
-            else f"{place} has other values in the graph than in the model"
-        )
+        return "" if torch.equal(expected, actual) else f"{place} has other values in the graph than in the model"
     finite = expected.isfinite()
     unequal_places = not torch.equal(finite, actual.isfinite())
     if unequal_places or not torch.equal(expected[~finite].nan_to_num(), actual[~finite].nan_to_num()):

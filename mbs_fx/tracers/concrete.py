@@ -33,8 +33,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mbs_fx.tracers.assemble import assemble
 from mbs_fx.tracers.autograd import followed_functions, notes_on
 from mbs_fx.tracers.batch import SpecialisedError, batch_of, free_batch, one_more
-from mbs_fx.tracers.check import copied
-from mbs_fx.tracers.example import Argument, Example, arguments
+from mbs_fx.tracers.check import copied, seeded
+from mbs_fx.tracers.example import Argument, Example, arguments, place_and_dtype
 from mbs_fx.tracers.leaves import Leaves, UntraceableError
 from mbs_fx.tracers.observed import ORIGINAL_CALL, Observations
 from mbs_fx.tracers.sizes import Source, Traced, traced
@@ -82,9 +82,7 @@ class ConcreteTracer(LeafTracer):
             if isinstance(value, torch.Tensor)
         }
         values = [self._input(argument) for argument in inputs]
-        named = {
-            argument.name: value for argument, value in zip(inputs, values, strict=True) if argument.keyword
-        }
+        named = {argument.name: value for argument, value in zip(inputs, values, strict=True) if argument.keyword}
         positional = [value for argument, value in zip(inputs, values, strict=True) if not argument.keyword]
         functions = followed_functions(self.followed, lambda: self.paused)
         with torch.no_grad(), self._module_calls(), functions, Recorder(self):
@@ -118,9 +116,7 @@ class ConcreteTracer(LeafTracer):
         with patch.object(nn.Module, "__call__", call):
             yield
 
-    def create_proxy(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, *more: Any, **named: Any
-    ) -> Any:
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, *more: Any, **named: Any) -> Any:
         """What `call_module` of torch.fx asks for when it meets a leaf."""
         module = self.root.get_submodule(target)
         call = self.num_leaf_calls[target]
@@ -183,9 +179,7 @@ class ConcreteTracer(LeafTracer):
             self.sizes[source, axis] = traced(size, Source("call_method", "size", (source, axis)))
         return self.sizes[source, axis]
 
-    def _write(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, result: Any, in_place: bool
-    ) -> Any:
+    def _write(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, result: Any, in_place: bool) -> Any:
         written, named = self.create_arg(args), self.create_arg(kwargs)
         assert isinstance(written, tuple)
         assert isinstance(named, dict)
@@ -217,9 +211,7 @@ class ConcreteTracer(LeafTracer):
 
     def _source(self, tensor: torch.Tensor) -> Source:
         if id(tensor) not in self.made:
-            raise NotImplementedError(
-                "a tensor comes from code that torch functions do not show (TorchScript, C++)"
-            )
+            raise NotImplementedError("a tensor comes from code that torch functions do not show (TorchScript, C++)")
         return self.made[id(tensor)][1]
 
     def create_arg(self, a: Any) -> Any:
@@ -284,7 +276,8 @@ def _require_same_constants(tracer: ConcreteTracer, twin: ConcreteTracer) -> Non
 def _record(model: nn.Module, example: Example, leaves: Leaves) -> ConcreteTracer:
     tracer = ConcreteTracer(leaves, Observations(model, example, leaves))
     try:
-        tracer.record(model, arguments(model, example))
+        with seeded(place_and_dtype(model)[0]):
+            tracer.record(model, arguments(model, example))
     except Exception as error:
         raise UntraceableError(tracer.note("", error)) from error
     return tracer

@@ -58,9 +58,7 @@ class Argument:
     @property
     def is_constant(self) -> bool:
         """Flags, numbers, None: they decide in Python, so a trace holds for this value only."""
-        return self.value is not UNKNOWN and not any(
-            isinstance(v, torch.Tensor) for v in tree_leaves(self.value)
-        )
+        return self.value is not UNKNOWN and not any(isinstance(v, torch.Tensor) for v in tree_leaves(self.value))
 
 
 def place_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -100,9 +98,7 @@ def _input(model: nn.Module, value: Any) -> Any:
     if not is_shape(value):
         return value
     if min(value) < 1:
-        raise MBSError(
-            f"the example's shape {tuple(value)} has a size below 1; give positive sizes, batch first"
-        )
+        raise MBSError(f"the example's shape {tuple(value)} has a size below 1; give positive sizes, batch first")
     device, dtype = place_and_dtype(model)
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(tuple(value), dtype=dtype, device=device, generator=generator)

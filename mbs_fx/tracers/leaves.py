@@ -24,7 +24,7 @@ from mbs_fx.errors import MBSError
 
 LAYER_PACKAGES = ("torch.nn.", "torch.ao.nn.")
 CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.module", "torch.nn.parallel")
-OUTSIDE_THE_MODEL = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+TORCH, HERE, LIBRARY = (Path(module).parent for module in (torch.__file__, __file__, traceback.__file__))
 
 
 def is_layer(kind: type[nn.Module]) -> bool:
@@ -75,11 +75,7 @@ class Leaves:
         if isinstance(module, torch.jit.ScriptModule):
             return "a TorchScript module, which is not Python"
         chosen = path in self.paths or isinstance(module, self.classes) or is_layer(type(module))
-        return (
-            "registered by timm as not traceable"
-            if isinstance(module, self.registered) and not chosen
-            else ""
-        )
+        return "registered by timm as not traceable" if isinstance(module, self.registered) and not chosen else ""
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,18 @@ class UntraceableError(Exception):
 
 def failure_of(path: str, error: Exception) -> Failure:
     """Describe an exception that a trace raised inside the module at ``path``."""
+    # The first sentence; torch.fx goes on with a tutorial.
     text = str(error).strip().splitlines() or [""]
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(OUTSIDE_THE_MODEL)
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_model_code(frame.filename)]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    return Failure(path, f"{type(error).__name__}: {text[0]}{place}", error)
+    return Failure(path, f"{type(error).__name__}: {text[0].split('. ')[0]}{place}", error)
+
+
+def _is_model_code(filename: str) -> bool:
+    path = Path(filename)
+    if TORCH in path.parents or HERE in path.parents:
+        return False
+    return LIBRARY not in path.parents or "site-packages" in path.parts
 
 
 def leaves_of(model: nn.Module, leaves: Iterable[Any]) -> Leaves:
@@ -122,9 +124,7 @@ def leaves_of(model: nn.Module, leaves: Iterable[Any]) -> Leaves:
     known = {path for path, _ in model.named_modules(remove_duplicate=False) if path}
     for leaf in chosen:
         if isinstance(leaf, str) and leaf not in known:
-            raise MBSError(
-                f"leaves: {type(model).__name__} has no submodule {leaf!r}; give a path of named_modules()"
-            )
+            raise MBSError(f"leaves: {type(model).__name__} has no submodule {leaf!r}; give a path of named_modules()")
         if not isinstance(leaf, str) and not (isinstance(leaf, type) and issubclass(leaf, nn.Module)):
             raise MBSError(f"leaves: {leaf!r} is neither a module path nor a module class")
     classes = tuple(leaf for leaf in chosen if isinstance(leaf, type))

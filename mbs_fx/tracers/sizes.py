@@ -22,9 +22,7 @@ from torch import fx
 class Source:
     """How the graph gets a value: a node, or the recipe of one."""
 
-    def __init__(
-        self, kind: str, target: Any, args: tuple[Any, ...] = (), node: fx.Node | None = None
-    ) -> None:
+    def __init__(self, kind: str, target: Any, args: tuple[Any, ...] = (), node: fx.Node | None = None) -> None:
         self.kind = kind
         self.target = target
         self.args = args

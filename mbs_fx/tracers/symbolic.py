@@ -22,8 +22,8 @@ from torch import fx, nn
 
 from mbs_fx.tracers.assemble import assemble
 from mbs_fx.tracers.autograd import followed_functions, notes_on
-from mbs_fx.tracers.check import copied
-from mbs_fx.tracers.example import Argument
+from mbs_fx.tracers.check import copied, seeded
+from mbs_fx.tracers.example import Argument, place_and_dtype
 from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, failure_of
 
 
@@ -51,9 +51,7 @@ class LeafTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, leaves: Leaves | None = None, registries: bool = False) -> None:
-        super().__init__(
-            autowrap_modules=(math,), autowrap_functions=registered_functions() if registries else ()
-        )
+        super().__init__(autowrap_modules=(math,), autowrap_functions=registered_functions() if registries else ())
         self.leaves = leaves or Leaves()
         self.failure: Failure | None = None
         self.followed: set[str] = set()
@@ -120,7 +118,7 @@ def trace_symbolically(
         leaves = replace(leaves, registered=registered_modules())
     tracer = SymbolicTracer(leaves, inputs, registries)
     try:
-        with followed_functions(tracer.followed, lambda: False):
+        with seeded(place_and_dtype(model)[0]), followed_functions(tracer.followed, lambda: False):
             graph = tracer.trace(twin)
     except Exception as error:
         raise UntraceableError(tracer.note("", error)) from error
