@@ -1,7 +1,7 @@
 """Train a CIFAR ResNet: how the network shipped in ``mbs_fx/sample`` was made.
 
     python benchmarks/train_cifar10.py --data DIR --out resnet20.safetensors
-    python benchmarks/train_cifar10.py --data DIR --start resnet20.safetensors --average --epochs 2 --small 0 \\
+    python benchmarks/train_cifar10.py --data DIR --start resnet20.safetensors --average --epochs 2 --small 0
         --lr 0.02 --seed 1 --out resnet20-averaged.safetensors
 
 SGD with Nesterov momentum on a one-cycle schedule, batch 128, random crop and flip.  The first ``--small``

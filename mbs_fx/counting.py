@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from mbs_fx.analysis import Activation
 from mbs_fx.columns import Column, Columns
@@ -54,7 +55,7 @@ def instrument(gm: fx.GraphModule, columns: Columns, activations: Mapping[str, A
             signed = activation.kind.lower() not in NEVER_NEGATIVE
             counts.append(graph.call_function(tally, (copy, activation.channel_axis, signed, *selection)))
     inputs = tuple(copies[n] for n in gm.graph.nodes if n.op == "placeholder")
-    outputs = fx.node.map_arg(gm.graph.output_node().args[0], lambda n: copies[n])
+    outputs = map_arg(gm.graph.output_node().args[0], lambda n: copies[n])
     graph.output((tuple(counts), tuple(shapes), graph.call_function(finite, (inputs, outputs))))
     return fx.GraphModule(attributes, graph, "Counting")
 

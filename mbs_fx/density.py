@@ -13,7 +13,7 @@ Semantics
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -94,6 +94,7 @@ def measure(
     Raises:
         MBSError: no images, images that the graph cannot take, a model in training mode, a loader that fails,
             values that are not finite, a checkpoint of another measurement, a process that was lost.
+
     """
     zs = (float(z),) if isinstance(z, int | float) else tuple(map(float, z))
     _check_arguments(max_images, confidence, zs, batch_size, on_nonfinite)
@@ -239,7 +240,7 @@ def _notes(
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def _random_state_kept() -> Generator[None]:
     """Datasets with random transforms and loaders draw numbers on the way."""
     state = random.getstate()
     try:

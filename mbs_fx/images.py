@@ -15,11 +15,11 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -92,10 +92,10 @@ def open_images(images: Any, signature: Signature, request: Request) -> Source:
             "of batches, or a tensor (for a folder of image files, torchvision.datasets.ImageFolder)"
         )
     if _is_sequence(images) and not isinstance(images, IterableDataset):
-        if not len(images):
+        if not len(cast("Sized", images)):
             raise MBSError("no images: the given set is empty")
         if isinstance(images, Tensor) or signature.is_single(_first(images)):
-            return _sampled(images, range(len(images)), signature, request, None)
+            return _sampled(images, range(len(cast("Sized", images))), signature, request, None)
         images = _Items(images)
     return _in_order(images, signature, request)
 

@@ -32,8 +32,11 @@ _DENSE_MODULES = (
 )  # fmt: skip
 _SPARSE = frozenset(("relu", "relu6", "threshold"))
 _DENSE = frozenset(
-    ["silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "rrelu", "prelu", "elu", "selu", "celu", "mish", "softplus", "softsign", "logsigmoid", "glu", "hardtanh"]
-)
+    (
+        "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "rrelu", "prelu", "elu", "selu",
+        "celu", "mish", "softplus", "softsign", "logsigmoid", "glu", "hardtanh",
+    )
+)  # fmt: skip
 _MIXING = frozenset(("matmul", "bmm", "mm", "einsum", "linear", "scaled_dot_product_attention", "baddbmm"))
 
 Pairs = dict[str, dict[str, tuple[int, ...] | None]]

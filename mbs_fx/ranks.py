@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,7 +50,7 @@ class Ranks:
 
 
 @contextmanager
-def join(timeout: float) -> Iterator[Ranks]:
+def join(timeout: float) -> Generator[Ranks]:
     """All processes of this run; just this one where there was no torchrun and no process group."""
     limit = timedelta(seconds=timeout)
     if not dist.is_available():

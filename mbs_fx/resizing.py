@@ -57,11 +57,12 @@ class Resizer:
         if known is not None:
             return known
         new = _shallow(module)
-        axes = layer.tensors if layer is not None else {}
-        for held in (new._parameters, new._buffers):
+        axes: dict[str, tuple[Factor | None, ...]] = layer.tensors if layer is not None else {}
+        tables: tuple[Any, ...] = (new._parameters, new._buffers)
+        for held in tables:
             for name, tensor in held.items():
                 if tensor is not None:
-                    held[name] = self.tensor(tensor, axes.get(name, (None,) * tensor.dim()))
+                    held[name] = self.tensor(tensor, axes.get(name) or (None,) * tensor.dim())
         for name, child in new._modules.items():
             new._modules[name] = copy.deepcopy(child)
         if layer is not None:

@@ -72,7 +72,8 @@ def rewrite(
     notes = plan.notes
     if resizer.fresh and init == "inherit":
         notes = (*notes, f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}")
-    small.meta = {**getattr(model, "meta", {}), "mbs": replace(plan, channels=keep.channels(), notes=notes)}
+    reduced: Any = small
+    reduced.meta = {**getattr(model, "meta", {}), "mbs": replace(plan, channels=keep.channels(), notes=notes)}
     return small  # type: ignore[return-value]
 
 

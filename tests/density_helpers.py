@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from mbs_fx.analysis import Activation, Analysis, Conv, Geometry, Macroblock, Width
+from mbs_fx.analysis import Activation, Analysis, Conv, Macroblock, Width
 
 
 def chain_analysis(gm: fx.GraphModule, shape: tuple[int, ...], kind: str = "relu") -> Analysis:

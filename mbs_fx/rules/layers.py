@@ -23,9 +23,9 @@ def _own_tensors(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _foreign(module: nn.Module) -> bool:
     """Whether a layer's numbers are not where its class keeps them: parametrised, or inside children."""
-    return any(True for child in module.children() for _ in child.parameters()) or (
-        hasattr(module, "weight") and module.weight is not None and "weight" not in module._parameters
-    )
+    inside = any(True for child in module.children() for _ in child.parameters())
+    weight: Any = getattr(module, "weight", None)
+    return inside or (weight is not None and "weight" not in module._parameters)
 
 
 def conv_module(flow: Flow, node: Node) -> Any:
@@ -129,7 +129,7 @@ def group_norm_module(flow: Flow, node: Node) -> Any:
 def layer_norm_module(flow: Flow, node: Node) -> Any:
     """Layer normalisation over channels: the last axis, or axis 1 for the two-dimensional subclasses."""
     module: Any = flow.modules[str(node.target)]
-    shape = flow.shape(node)
+    shape = list(flow.shape(node))
     if len(module.normalized_shape) != 1:
         return flow.freeze(node, "normalises over several axes")
     plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 4
