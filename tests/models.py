@@ -83,9 +83,7 @@ class ShuffleUnit(nn.Module):
         return F.relu(x + out)
 
 
-def shufflenet_v1(
-    widths: Sequence[int] = (24, 240, 480, 960), groups: int = 3, classes: int = 1000
-) -> nn.Sequential:
+def shufflenet_v1(widths: Sequence[int] = (24, 240, 480, 960), groups: int = 3, classes: int = 1000) -> nn.Sequential:
     """ShuffleNet (Zhang et al., 2017), g = 3; 1.8657 million parameters at full width.
 
     The first 1x1 convolution of stage 2 is not grouped, since its input has only 24 channels.

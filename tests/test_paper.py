@@ -49,9 +49,7 @@ def test_configuration(row: paper_tables.Row) -> None:
     assert models.parameters(small) / 1e6 == pytest.approx(COUNTED[row.network, row.configuration], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "resnet34", "resnet50", "resnet101", "densenet121", "mobilenet_v2"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "densenet121", "mobilenet_v2"])
 def test_builders_at_full_width_are_torchvision(name: str) -> None:
     """The oracle itself: names and shapes of every parameter."""
     with torch.device("meta"):
@@ -60,9 +58,7 @@ def test_builders_at_full_width_are_torchvision(name: str) -> None:
             "mobilenet_v2": lambda: models.mobilenet_v2((16, 24, 32, 64, 96, 160, 320), 1280),
         }.get(name, lambda: models.resnet(int(name[6:]), (64, 128, 256, 512)))()
         theirs = getattr(vision, name)()
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {
-        k: v.shape for k, v in theirs.state_dict().items()
-    }
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
 def test_networks_at_full_width() -> None:

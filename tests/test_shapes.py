@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, symbolic_trace
@@ -176,9 +175,7 @@ def test_leaves_of_other_people_run_on_fakes():
     before = state_of(gm)
     found = infer(gm, [(2, 3, 9, 9)])
     after = state_of(gm)
-    assert found["drawer"] == Pair(
-        TensorShape((2, 2, 7, 7), torch.float32), TensorShape((2, 4, 7, 7), torch.float32)
-    )
+    assert found["drawer"] == Pair(TensorShape((2, 2, 7, 7), torch.float32), TensorShape((2, 4, 7, 7), torch.float32))
     assert torch.equal(before[2], after[2])
     assert before[1] == after[1]
     assert model.drawer.seen[0].item() == 0
@@ -251,63 +248,6 @@ def test_channels_last_strides_decide_what_a_view_may_do():
     assert infer(gm, [x])["view"].shape == (1, 5, 20)
     with pytest.raises(MBSError, match=r"node view, call_method view"):
         infer(gm, [(1, 4, 5, 5)])
-
-
-class Two(nn.Module):
-    def forward(self, x, y, z=2):
-        return F.relu(x) + y * z
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        ([(1, 2)], r"needs 2 inputs \(x, y\) and got 1"),
-        ([(1, 2)] * 4, "takes 3 inputs and got 4"),
-        ([(1, 2), 3], r"input 1 is 3: give a tensor, or its shape"),
-        ([(1, 2), (0, 2)], r"input 1 is \(0, 2\)"),
-        ([(1, 2), (1, 3)], r"node add, call_function add.* \(relu \(1, 2\), mul \(1, 3\)\)"),
-    ],
-)
-def test_inputs_that_do_not_fit(inputs, words):
-    with pytest.raises(MBSError, match=words):
-        infer(symbolic_trace(Two()), inputs)
-
-
-def test_placeholder_with_a_default():
-    assert infer(symbolic_trace(Two()), [(1, 2), (1, 2)])["z"] == 2
-
-
-def test_errors_name_the_place_and_what_to_do():
-    vgg = symbolic_trace(built(torchvision.models.vgg11_bn).eval())
-    with pytest.raises(
-        MBSError, match=r"features_28.*features\.28 \(MaxPool2d\).*1, 512, 1, 1.*give a larger one"
-    ):
-        infer(vgg, [(1, 3, 16, 16)])
-    with pytest.raises(
-        MBSError, match=r"node features_0, call_module features\.0 \(Conv2d\).*\(x \(1, 4, 64, 64\)\)"
-    ):
-        infer(vgg, [(1, 4, 64, 64)])
-    with pytest.raises(MBSError, match="dtype of the weights"):
-        infer(vgg, [torch.zeros(1, 3, 64, 64, dtype=torch.float64)])
-
-
-def test_errors_of_batch_norm():
-    gm = symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with pytest.raises(MBSError, match="two images or more, or put the model in eval mode"):
-        infer(gm, [(1, 3, 3, 3)])
-    assert infer(gm, [(2, 3, 3, 3)])["output"].shape == (2, 4, 1, 1)
-    gm.set_submodule("1", nn.BatchNorm2d(5))
-    with pytest.raises(MBSError, match=r"node _1, call_module 1 \(BatchNorm2d\)"):
-        infer(gm, [(2, 3, 9, 9)])
-
-
-def test_what_depends_on_values_is_said():
-    class Masked(nn.Module):
-        def forward(self, x):
-            return x[x > 0]
-
-    with pytest.raises(MBSError, match="depends on values"):
-        infer(symbolic_trace(Masked()), [(2, 3)])
 
 
 @pytest.mark.parametrize(("model", "size", "limit"), [(lambda: resnet(1202), 32, 0.5), (None, 224, 0.4)])
