@@ -198,7 +198,7 @@ def _timm_file(entry: str) -> str:
 
 
 def _timm_sizes(most: float) -> Iterator[tuple[str, int]]:
-    """timm's networks with convolutions after the stem and fewer parameters than ``most``."""
+    """Networks of timm with convolutions after the stem and fewer parameters than ``most``."""
     import timm
     import torch
 

@@ -135,7 +135,7 @@ def _facts(
 
 
 def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
-    if geo.conv_kind(flow.gm, node) is not None:
+    if geo.conv_kind(flow.gm, node, flow.shapes) is not None:
         return node.name in located
     module = flow.modules.get(str(node.target)) if node.op == "call_module" else None
     return isinstance(module, nn.Linear) and node.name in located and len(flow.shape(node)) > 3

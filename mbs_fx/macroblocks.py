@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-import networkx as nx
 import numpy as np
 from torch.fx import Node
 
@@ -40,6 +39,8 @@ def place_of(geometry: Geometry) -> Place:
 
 def unit_exits(flow: Flow) -> dict[str, str]:
     """The exit of the innermost branching unit around each node, by node name."""
+    import networkx as nx
+
     graph: nx.DiGraph[str] = nx.DiGraph()
     graph.add_node(_ENTRY)
     for node in flow.gm.graph.nodes:
