@@ -70,7 +70,7 @@ def _decisions(
             if not mode:
                 raise
             continue
-        found = facts(graphs[mode], plan.input_shapes, opaque)
+        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), opaque)
         if not mode:
             keeps[mode] = decide(found, plan, criterion)
         else:

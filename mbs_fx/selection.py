@@ -154,7 +154,7 @@ def _scores(facts: Facts, criterion: Criterion) -> NDArray[np.float64]:
 def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.float64] | None:
     module = facts.flow.modules.get(path)
     weight: Any = getattr(module, "weight", None) if module is not None else None
-    if not isinstance(weight, Tensor) or criterion == "scale":
+    if not isinstance(weight, Tensor) or weight.is_meta or criterion == "scale":
         return None
     if isinstance(module, _ConvTransposeNd):
         weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -366,6 +366,22 @@ def test_reduce_takes_a_module_and_images():
     assert small.meta["mbs"].images == 8
 
 
+def test_a_module_whose_maps_shrink_to_one_pixel():
+    net = nn.Sequential(
+        conv(3, 8), nn.ReLU(), nn.MaxPool2d(8), conv(8, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)
+    )
+    analysis = mbs_fx.analyze(mbs_fx.trace(net.eval(), (1, 3, 8, 8)), (1, 3, 8, 8))
+    small = mbs_fx.rewrite(net, mbs_fx.plan(analysis, widths={"3": 5}))
+    assert small[3].out_channels == small[4].num_features == 5
+
+
+def test_a_network_without_numbers_is_rewritten_too():
+    with torch.device("meta"):
+        net = resnet(20).eval()
+    small = mbs_fx.reduce(torch.fx.symbolic_trace(net), example=(1, 3, 32, 32))
+    assert small.get_parameter("layer3.0.conv1.weight").shape[0] == 47
+
+
 def test_module_keeps_its_class_and_mode():
     net = resnet(20).train()
     _, _, plan = reduced(resnet(20).eval(), (1, 3, 32, 32))
