@@ -1,0 +1,64 @@
+"""Files: whole or not at all, with ordinary permissions, and refused where they do not fit."""
+
+import os
+
+import pytest
+import torch
+
+import mbs_fx
+from mbs_fx import MBSError
+from mbs_fx.files import write_atomically
+from mbs_fx.sample import resnet
+
+
+@pytest.fixture(scope="module")
+def small():
+    return mbs_fx.reduce(resnet(20).eval(), example=(1, 3, 32, 32))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text("old")
+
+    def broken(path):
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(file, broken)
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_files_get_the_permissions_of_this_process(small, tmp_path):
+    mbs_fx.save(small, tmp_path / "p.json", tmp_path / "w.safetensors")
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in tmp_path.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_folder_that_cannot_be_written(small, tmp_path):
+    with pytest.raises(MBSError, match="cannot write there"):
+        mbs_fx.save(small, tmp_path / "none" / "p.json", tmp_path / "none" / "w.safetensors")
+
+
+def test_a_state_dict_saved_by_torch_loads_too(small, tmp_path):
+    torch.save(small.state_dict(), tmp_path / "w.pt")
+    again = mbs_fx.load(resnet(20).eval(), small.meta["mbs"].to_json(), tmp_path / "w.pt")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+
+
+def test_weights_that_do_not_fit_are_refused(small):
+    plan = small.meta["mbs"]
+    with pytest.raises(MBSError, match="the file has shape"):
+        mbs_fx.load(resnet(20), plan, resnet(20).state_dict())
+    with pytest.raises(MBSError, match="have no tensor"):
+        mbs_fx.load(resnet(20), plan, {})
+
+
+def test_what_was_not_reduced_carries_no_plan():
+    with pytest.raises(MBSError, match="carries no plan"):
+        mbs_fx.save(resnet(20), "p.json", "w.safetensors")
