@@ -1,6 +1,6 @@
 """Every CNN of torchvision and one or more of every timm family, reduced and checked.
 
-    python benchmarks/coverage.py --out docs/coverage.md [--only REGEX] [--no-peer]
+    python benchmarks/coverage.py --out docs/coverage.md [--only REGEX] [--sides mbs] [--again]
 
 Each network runs in a process of its own with a time limit.  Torch-Pruning 1.6 (pruning ratio 0.25) runs beside it.
 What is checked is in `proof.py`.  Results are kept as JSON lines, so that an interrupted run goes on.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import resource
@@ -165,15 +166,13 @@ def peer(name: str) -> dict[str, Any]:
             ignored_layers=heads,
         )
         pruner.step()
-        row["peer_seconds"] = round(time.perf_counter() - start, 2)
+        row["seconds"] = round(time.perf_counter() - start, 2)
         with torch.no_grad():
             net(inputs)
-        row["peer"] = sum(p.numel() for p in net.parameters()) < before
-        if not row["peer"]:
-            row["peer_failed"] = "nothing pruned"
+        if sum(p.numel() for p in net.parameters()) >= before:
+            row["failed"] = "nothing pruned"
     except Exception as error:
-        row["peer"] = False
-        row["peer_failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+        row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
     return row
 
 
@@ -220,11 +219,11 @@ def run_one(name: str, what: str, limit: int) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"network": name, "failed" if what == "mbs" else "peer_failed": f"no result within {limit} s"}
+        return {"network": name, "failed": f"no result within {limit} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         text = (done.stderr.strip().splitlines() or ["died"])[-1][:160]
-        return {"network": name, "failed" if what == "mbs" else "peer_failed": text}
+        return {"network": name, "failed": text}
     return json.loads(lines[-1])
 
 
@@ -235,7 +234,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--most", type=float, default=75e6, help="largest number of parameters")
     parser.add_argument("--limit", type=int, default=300, help="seconds per network")
-    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--sides", default="mbs,peer", help="which of mbs and peer to run")
+    parser.add_argument("--again", action="store_true", help="run those once more that failed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--what", default="mbs", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -243,29 +243,36 @@ def main() -> None:
         warnings.simplefilter("ignore")
         print(json.dumps(check(args.one) if args.what == "mbs" else peer(args.one)))
         return
-    done = {}
-    if args.log.exists():
-        done = {row["network"]: row for row in map(json.loads, args.log.read_text().splitlines())}
+    sides = args.sides.split(",")
+    done = read(args.log)
     for name in networks(args.most):
-        if name in done or not re.search(args.only, name):
+        if not re.search(args.only, name):
             continue
-        row = run_one(name, "mbs", args.limit)
-        if not args.no_peer:
-            row |= run_one(name, "peer", args.limit)
-        done[name] = row
-        with args.log.open("a") as log:
-            log.write(json.dumps(row) + "\n")
-        print(name, row.get("failed", "ok"), "| peer", row.get("peer_failed", row.get("peer")), flush=True)
-    args.out.write_text(table(list(done.values())))
+        for side in sides:
+            if (side, name) in done and not (args.again and "failed" in done[side, name]):
+                continue
+            row = done[side, name] = run_one(name, side, args.limit) | {"side": side}
+            with args.log.open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(side, name, row.get("failed", "ok"), flush=True)
+    args.out.write_text(table(done))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def read(log: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What an earlier run found, by side and network; of two lines on the same the later holds."""
+    rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
+    return {(row["side"], row["network"]): row for row in rows}
+
+
+def table(done: dict[tuple[str, str], dict[str, Any]]) -> str:
     """The results as Markdown."""
     from tabulate import tabulate
 
+    rows = [row for (side, _), row in done.items() if side == "mbs"]
+    peers = {name: row for (side, name), row in done.items() if side == "peer"}
     good = [r for r in rows if "failed" not in r]
-    exact = [r for r in good if r.get("faithful") is True]
-    peers = [r for r in rows if r.get("peer") is True]
+    exact = [r for r in good if r["faithful"] is True]
+    pruned = [r for r in peers.values() if "failed" not in r]
     body = [
         (
             r["network"],
@@ -274,33 +281,34 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{r.get('reduction', 0):.1%}",
             f"{r.get('convs', 0) - r.get('kept', 0)} / {r.get('convs', 0)}",
             r.get("seconds", ""),
+            r.get("memory", ""),
             "yes" if r.get("faithful") is True else str(r.get("faithful", "")),
             r.get("failed", "passes"),
-            "passes" if r.get("peer") is True else r.get("peer_failed", ""),
+            peers.get(r["network"], {"failed": "not run"}).get("failed", "passes"),
         )
-        for r in rows
+        for r in sorted(rows, key=lambda r: (r["network"].startswith("timm"), r["network"]))
     ]
     headers = (
         "network",
         "M params",
         "trace",
         "fewer params",
-        "convs reduced",
+        "layers reduced",
         "s",
+        "GiB",
         "zeroed = reduced",
         "mbs_fx",
         "Torch-Pruning",
     )
     return (
         "# Coverage\n\nMade by `python benchmarks/coverage.py` (uniform β = 0.75; "
-        f"{platform.machine()}, Python {platform.python_version()}).\n\n"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}). What is checked is in "
+        "`benchmarks/proof.py`; *s* is analysis, plan and rewrite in a new process, *GiB* the peak memory of all "
+        "checks.\n\n"
         f"**{len(good)} of {len(rows)} networks pass every check**; in {len(exact)} of them the original with removed "
         f"channels set to zero gives the reduced network's output (relative difference under 1e-4 in float64); the "
         "others hold opaque segments or statistics over channels, named in the table. "
-        f"Torch-Pruning prunes {len(peers)} of "
-        f"{len([r for r in rows if 'peer' in r or 'peer_failed' in r])}.\n\n"
-        + tabulate(body, headers, tablefmt="github")
-        + "\n"
+        f"Torch-Pruning prunes {len(pruned)} of {len(peers)}.\n\n" + tabulate(body, headers, tablefmt="github") + "\n"
     )
 
 

@@ -90,9 +90,7 @@ def main() -> None:
         timed = [t for t in theirs if isinstance(t, float)]
         other = statistics.median(timed) if timed else (theirs or [""])[0]
         ratio = f"{other / median:.1f}" if isinstance(other, float) else ""
-        rows.append(
-            [name, nodes, f"{median:.2f}", f"{other:.2f}" if isinstance(other, float) else other, ratio]
-        )
+        rows.append([name, nodes, f"{median:.2f}", f"{other:.2f}" if isinstance(other, float) else other, ratio])
     headers = ["network", "nodes", "mbs_fx, s", "Torch-Pruning, s", "ratio"]
     print(tabulate(rows, headers, tablefmt="github"))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -33,8 +33,7 @@ class Scaling:
 def boundary(fields: Sequence[tuple[float, ...]], threshold: Sequence[float]) -> tuple[float, ...]:
     """The smallest receptive field greater than the threshold, per axis (Eq. 3); infinite where there is none."""
     return tuple(
-        min((rf[axis] for rf in fields if rf[axis] > limit), default=math.inf)
-        for axis, limit in enumerate(threshold)
+        min((rf[axis] for rf in fields if rf[axis] > limit), default=math.inf) for axis, limit in enumerate(threshold)
     )
 
 
@@ -48,9 +47,7 @@ def effective_flops(p: float, flops: int) -> float:
     return p * flops
 
 
-def macroblock_scaling(
-    convs: Sequence[ConvFact], macroblocks: int, limit: tuple[float, ...]
-) -> list[Scaling]:
+def macroblock_scaling(convs: Sequence[ConvFact], macroblocks: int, limit: tuple[float, ...]) -> list[Scaling]:
     """Steps 8 to 26 of Algorithm 1 for macroblocks m_0 .. m_{M-1}, with the boundary of Eq. 3."""
     e_base = sum(c.effective_flops for c in convs if is_base(c.receptive_field, limit))  # Eq. 6
     result: list[Scaling] = []

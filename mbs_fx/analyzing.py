@@ -45,9 +45,7 @@ class Facts:
 _CACHE: weakref.WeakKeyDictionary[Graph, Facts] = weakref.WeakKeyDictionary()
 
 
-def analyze(
-    gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()
-) -> Analysis:
+def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()) -> Analysis:
     """Find size, stride, receptive field and flops of every node, macroblocks, and what widths can be chosen.
 
     Args:
@@ -141,9 +139,7 @@ def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
     return isinstance(module, nn.Linear) and node.name in located and len(flow.shape(node)) > 3
 
 
-def _forced(
-    gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]
-) -> Callable[[str], bool]:
+def _forced(gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]) -> Callable[[str], bool]:
     """Which convolutions lie in modules that the caller wants scaled as a whole."""
     inside: set[str] = set()
     by_name = {node.name: node for node in gm.graph.nodes}
@@ -158,9 +154,7 @@ def _forced(
 def _within(node: Node, wanted: str | type[nn.Module]) -> bool:
     stack = node.meta.get("nn_module_stack") or {}
     if isinstance(wanted, type):
-        return any(
-            kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values()
-        )
+        return any(kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values())
     paths = [path for path, _ in stack.values()] or [str(node.target)]
     return any(re.fullmatch(wanted, path) for path in [*paths, str(node.target)])
 
@@ -176,15 +170,11 @@ def _assemble(
     outs = {node.name: flow.mixers[node.name].out for node in layers}
     activations, pairs = pair(flow, outs, choices.hard)
     own = {name: own_place(name, geometry, exits) for name in outs}
-    bound = {
-        name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None
-    }
+    bound = {name: place for name, place in _bound(flow, choices, outs, geometry).items() if place is not None}
     depthwise = {name for name in outs if flow.mixers[name].depthwise}
     places = {n: own[n] if n in depthwise else bound.get(n, own[n]) for n in outs}
     index = {place: i for i, place in enumerate(sorted(set(places.values()), key=order))}
-    convs = tuple(
-        _conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers
-    )
+    convs = tuple(_conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers)
     streams = find_streams(flow, choices, convs, {name: index[place] for name, place in bound.items()})
     segments, cells = find_segments(choices, convs)
     macroblocks = tuple(
@@ -216,9 +206,7 @@ def _bound(
     }
 
 
-def _conv(
-    flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock: int, pairs: dict[str, Any]
-) -> Conv:
+def _conv(flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock: int, pairs: dict[str, Any]) -> Conv:
     held = flow.mixers[node.name]
     return Conv(
         name=node.name,
@@ -271,7 +259,5 @@ def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, st
     for name, held in flow.mixers.items():
         if name not in names and held.path and not choices.width(held.out).terms:
             reason = choices.reason(held.out)
-            kept[held.path] = (
-                reason if "no convolution" not in reason else "a linear layer, not a convolution"
-            )
+            kept[held.path] = reason if "no convolution" not in reason else "a linear layer, not a convolution"
     return kept

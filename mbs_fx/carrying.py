@@ -40,17 +40,14 @@ def carry_optimizer(optimizer: Optimizer, gm: GraphModule, small: GraphModule) -
     """
     plan: Any = small.meta.get("mbs")
     if not isinstance(plan, Plan):
-        raise MBSError(
-            "carry_optimizer: the small network carries no plan; it was not made by mbs_fx.rewrite"
-        )
+        raise MBSError("carry_optimizer: the small network carries no plan; it was not made by mbs_fx.rewrite")
     found = facts(gm, plan.input_shapes)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     axes = {f"{p}.{n}": a for p, layer in found.flow.layers.items() for n, a in layer.tensors.items()}
     axes |= found.flow.parameters
     names = {id(p): name for name, p in gm.named_parameters()}
     groups = [
-        {**group, "params": [_partner(p, names, small) for p in group["params"]]}
-        for group in optimizer.param_groups
+        {**group, "params": [_partner(p, names, small) for p in group["params"]]} for group in optimizer.param_groups
     ]
     new = type(optimizer)(groups)  # type: ignore[call-arg]
     for group in optimizer.param_groups:

@@ -117,9 +117,7 @@ def measure(
         }
         identity |= {"images": source.population, "max_images": max_images}
         moments = _start(columns, state, identity, file)
-        meter = Meter(
-            gm, makes(gm, columns, analysis, device, fast, dtype, compile), columns, analysis, on_nonfinite
-        )
+        meter = Meter(gm, makes(gm, columns, analysis, device, fast, dtype, compile), columns, analysis, on_nonfinite)
         bar = Progress(progress if ranks.rank == 0 else False, source.expected(max_images), moments.images)
         stop = judge if confidence is not None and source.random else None
         reading = Reading(meter, columns, ranks, bar, stop, file, identity)
@@ -213,9 +211,7 @@ def _result(
     return replace(density, notes=(*source.notes, *notes, *_notes(density, columns, source, limit, stops)))
 
 
-def _notes(
-    density: Density, columns: Columns, source: Source, limit: int | None, stops: bool
-) -> Iterator[str]:
+def _notes(density: Density, columns: Columns, source: Source, limit: int | None, stops: bool) -> Iterator[str]:
     """What a reader of the result should know."""
     if density.skipped:
         yield f"{density.skipped} images gave values that are not finite and were left out"

@@ -137,9 +137,7 @@ class Density:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise MBSError(f'not a density file: "format" should be "{FORMAT}"')
         if record.get("version") != VERSION:
-            raise MBSError(
-                f"density file of version {record.get('version')}; this is a reader of version {VERSION}"
-            )
+            raise MBSError(f"density file of version {record.get('version')}; this is a reader of version {VERSION}")
         try:
             return _restore(record)
         except (KeyError, ValueError, TypeError, zlib.error) as error:
@@ -157,8 +155,7 @@ class Density:
 
 def _header(density: Density) -> dict[str, Any]:
     intervals = [
-        [i.z, i.macroblock, list(i.spatial_size), i.beta, i.low, i.high, i.settled, i.edge]
-        for i in density.intervals
+        [i.z, i.macroblock, list(i.spatial_size), i.beta, i.low, i.high, i.settled, i.edge] for i in density.intervals
     ]
     return {
         "format": FORMAT,

@@ -166,8 +166,7 @@ class Flow:
             kernel = rank >= 3 and tensor.shape[0] > 1
             axes = range(2 if kernel else rank)
             self.parameters[target] = tuple(
-                self.ties.new(tensor.shape[a]) if a in axes and tensor.shape[a] > 1 else None
-                for a in range(rank)
+                self.ties.new(tensor.shape[a]) if a in axes and tensor.shape[a] > 1 else None for a in range(rank)
             )
         held = self.parameters[target]
         return tuple(f for a, v in enumerate(held) if v is not None for f in along(v, a, rank))
@@ -200,9 +199,7 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
             flow.labels[node.name] = ()
         elif node.op == "get_attr":
             held = attribute(gm, node.target)
-            flow.labels[node.name] = (
-                flow.parameter(node.target, held) if isinstance(held, torch.Tensor) else ()
-            )
+            flow.labels[node.name] = flow.parameter(node.target, held) if isinstance(held, torch.Tensor) else ()
         elif node.op == "output":
             for each in node.all_input_nodes:
                 for factor in _factors(flow.labels[each.name]):

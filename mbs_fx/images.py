@@ -84,9 +84,7 @@ def open_images(images: Any, signature: Signature, request: Request) -> Source:
             f"images is a tensor of shape {tuple(images.shape)}; the graph takes batches with "
             f"{signature.batch_axes} axes: (images, channels, ...). For one image, use images[None]"
         )
-    if isinstance(images, str | Path | bytes | Mapping) or not (
-        _is_sequence(images) or isinstance(images, Iterable)
-    ):
+    if isinstance(images, str | Path | bytes | Mapping) or not (_is_sequence(images) or isinstance(images, Iterable)):
         raise MBSError(
             f"images is a {type(images).__name__}; give batches of tensors: a DataLoader, a dataset, a list "
             "of batches, or a tensor (for a folder of image files, torchvision.datasets.ImageFolder)"
@@ -168,9 +166,7 @@ def _sampled(
     return Source(read, population=len(members), random=True)
 
 
-def _fetch(
-    dataset: Any, batches: list[list[int]], request: Request, loader: DataLoader[Any] | None
-) -> Iterator[Any]:
+def _fetch(dataset: Any, batches: list[list[int]], request: Request, loader: DataLoader[Any] | None) -> Iterator[Any]:
     if isinstance(dataset, Tensor):
         return ([dataset[i] for i in indices] for indices in batches)
     generator = torch.Generator().manual_seed(request.seed)
@@ -243,6 +239,4 @@ def _next(items: Iterator[Any], number: int, seen: int, **default: Any) -> Any:
 
 
 def _failure(error: Exception, number: int, seen: int) -> MBSError:
-    return MBSError(
-        f"reading images failed at batch {number}, after {seen} images: {type(error).__name__}: {error}"
-    )
+    return MBSError(f"reading images failed at batch {number}, after {seen} images: {type(error).__name__}: {error}")

@@ -53,14 +53,10 @@ class Signature:
         """The input tensors of a batch, checked."""
         picked = self._pick(item)
         if not picked:
-            raise MBSError(
-                f"{place} is {_describe(item)}; the graph takes {', '.join(self.names)}: " + self._wanted()
-            )
+            raise MBSError(f"{place} is {_describe(item)}; the graph takes {', '.join(self.names)}: " + self._wanted())
         for name, value in zip(self.names, picked, strict=True):
             if not isinstance(value, Tensor):
-                raise MBSError(
-                    f"{place}: input {name} is {_describe(value)}, not a tensor: " + self._wanted()
-                )
+                raise MBSError(f"{place}: input {name} is {_describe(value)}, not a tensor: " + self._wanted())
         self._check(picked[0], place)
         return picked
 
@@ -108,9 +104,7 @@ class Signature:
             raise MBSError(f"{place} has shape {shape}; the graph takes batches with {self.batch_axes} axes")
         if self.channels is not None and shape[1] != self.channels:
             hint = "; its last axis fits: permute to channels first" if shape[-1] == self.channels else ""
-            raise MBSError(
-                f"{place} has shape {shape}; the graph takes {self.channels} channels, not {shape[1]}{hint}"
-            )
+            raise MBSError(f"{place} has shape {shape}; the graph takes {self.channels} channels, not {shape[1]}{hint}")
         if not images.numel():
             raise MBSError(f"{place} has shape {shape}: it holds no values")
 

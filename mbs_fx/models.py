@@ -89,9 +89,7 @@ def _read(file: Path) -> Mapping[str, Any]:
             return load_file(file)
         held = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise MBSError(
-            f"{file} is neither safetensors nor a state dict (weights_only): {_line(error)}"
-        ) from error
+        raise MBSError(f"{file} is neither safetensors nor a state dict (weights_only): {_line(error)}") from error
     if not isinstance(held, Mapping):
         raise MBSError(f"{file} holds a {type(held).__name__}; save model.state_dict() instead")
     return cast("Mapping[str, Any]", held)

@@ -46,9 +46,7 @@ def rewrite_module(
     for path, held in new.items():
         _replace(small, path, held)
     if any(graph is not None for graph in code.values()):
-        _override_forward(
-            small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs
-        )
+        _override_forward(small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs)
     for path, module in small.named_modules():
         module.training = modes[path]
     _check_runs(small, plan)

@@ -16,9 +16,7 @@ def locate(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> str | None:
     search = _Search(gm)
     first = next((t for t in gm.parameters() if t.is_floating_point()), None)
     if first is not None:
-        inputs = [
-            t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in inputs
-        ]
+        inputs = [t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in inputs]
     search.run(*inputs)
     return search.found
 
@@ -38,10 +36,6 @@ class _Search(fx.Interpreter):
                 if not bool(torch.isfinite(tensor).all()):
                     value = "NaN" if bool(torch.isnan(tensor).any()) else "an infinite value"
                     place = f"module {n.target}" if n.op == "call_module" else n.op.replace("_", " ")
-                    what = (
-                        "the image itself holds"
-                        if n.op == "placeholder"
-                        else f"node {n.name} ({place}) gives"
-                    )
+                    what = "the image itself holds" if n.op == "placeholder" else f"node {n.name} ({place}) gives"
                     self.found = f"{what} {value}"
         return result

@@ -88,9 +88,7 @@ class Plan:
         if not isinstance(data, dict) or data.get("format") != "mbs_fx.plan":
             raise MBSError("not a plan: the file has no format 'mbs_fx.plan'")
         if data.get("version") != VERSION:
-            raise MBSError(
-                f"plan version {data.get('version')}: this mbs_fx reads version {VERSION}; update it"
-            )
+            raise MBSError(f"plan version {data.get('version')}: this mbs_fx reads version {VERSION}; update it")
         return _plan_of(data)
 
     def __str__(self) -> str:

@@ -68,10 +68,7 @@ def plan(
 def scale(analysis: Analysis, density: Density | None, z: float) -> list[Scaling]:
     """Algorithm 1 on an analysis and a density."""
     counted = [conv for conv in analysis.convs if conv.counted]
-    facts = [
-        ConvFact(c.receptive_field, c.macroblock, effective_flops(share(density, c), c.flops))
-        for c in counted
-    ]
+    facts = [ConvFact(c.receptive_field, c.macroblock, effective_flops(share(density, c), c.flops)) for c in counted]
     return macroblock_scaling(facts, len(analysis.macroblocks), threshold(analysis, z))
 
 
@@ -129,9 +126,7 @@ def _fixed_widths(analysis: Analysis, widths: Mapping[str, int]) -> dict[int, in
         if not 1 <= width <= stream.width:
             raise MBSError(f"widths: {path}: {width} is not between 1 and its present width {stream.width}")
         if fixed.setdefault(stream.index, width) != width:
-            raise MBSError(
-                f"widths: {path}: {width} contradicts {fixed[stream.index]}, given for the same group"
-            )
+            raise MBSError(f"widths: {path}: {width} contradicts {fixed[stream.index]}, given for the same group")
     return fixed
 
 

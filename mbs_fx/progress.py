@@ -20,9 +20,7 @@ class Progress:
         from tqdm import tqdm
 
         hidden = None if show is None else not show
-        self._bar: Any = tqdm(
-            total=total, initial=start, desc="measure", unit="image", disable=hidden, leave=False
-        )
+        self._bar: Any = tqdm(total=total, initial=start, desc="measure", unit="image", disable=hidden, leave=False)
 
     def read(self, images: int) -> None:
         """So many more images have been read."""

@@ -56,9 +56,7 @@ def join(timeout: float) -> Generator[Ranks]:
     if not dist.is_available():
         yield Ranks()
         return
-    started = (
-        not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-    )
+    started = not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if started:
         dist.init_process_group("gloo", timeout=limit)
     if not dist.is_initialized() or dist.get_world_size() == 1:

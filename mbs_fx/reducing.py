@@ -84,9 +84,7 @@ def _peek(images: Any) -> tuple[Any, Tensor]:
         first = images[:2] if isinstance(images, Tensor) else images[0] if len(images) else None
     tensor = _image_in(first)
     if tensor is None:
-        raise MBSError(
-            "images: nothing in there is a batch of images (a floating point tensor N x C x H x W)"
-        )
+        raise MBSError("images: nothing in there is a batch of images (a floating point tensor N x C x H x W)")
     return images, tensor if tensor.dim() > 3 else tensor.unsqueeze(0)
 
 

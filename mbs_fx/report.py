@@ -58,10 +58,7 @@ def summary(plan: Plan) -> str:
     """One line: parameters, flops, threshold, images."""
     (p0, p1), (f0, f1) = plan.params, plan.flops
     share = 1 - f1 / f0 if f0 else 0.0
-    text = (
-        f"parameters {p0:,} → {p1:,} ({plan.reduction:.2%} fewer), "
-        f"multiply-adds {f0:,} → {f1:,} ({share:.2%} fewer)"
-    )
+    text = f"parameters {p0:,} → {p1:,} ({plan.reduction:.2%} fewer), multiply-adds {f0:,} → {f1:,} ({share:.2%} fewer)"
     if plan.z is not None and plan.boundary is not None:
         limit = ", ".join(f"{b:g}" for b in dict.fromkeys(plan.boundary))
         text += f"; z = {plan.z:g} L, ⌈z⌉_RF = {limit}"
@@ -126,7 +123,5 @@ def plan_text(plan: Plan) -> str:
 def plan_html(plan: Plan) -> str:
     """The same as HTML, for notebooks."""
     table = tabulate([_row(m) for m in plan.macroblocks], _HEADERS, tablefmt="html", disable_numparse=True)
-    rest = tabulate(
-        [[line] for line in [summary(plan), *kept_lines(plan.kept), *plan.notes]], tablefmt="html"
-    )
+    rest = tabulate([[line] for line in [summary(plan), *kept_lines(plan.kept), *plan.notes]], tablefmt="html")
     return str(table) + str(rest)

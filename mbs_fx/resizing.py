@@ -84,8 +84,7 @@ def _shallow(module: nn.Module) -> nn.Module:
     """A copy that shares nothing that is written to; tensors and children are replaced by the caller."""
     new = module.__class__.__new__(module.__class__)
     new.__dict__ = {
-        name: value.copy() if isinstance(value, dict | list | set) else value
-        for name, value in module.__dict__.items()
+        name: value.copy() if isinstance(value, dict | list | set) else value for name, value in module.__dict__.items()
     }
     return new
 

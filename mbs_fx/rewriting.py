@@ -91,13 +91,9 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
     present = {conv.target: conv.width for conv in analysis.convs}
     for path, width in plan.before.items():
         if path not in present:
-            raise MBSError(
-                f"the plan does not fit: it names the convolution {path}, which this network does not have"
-            )
+            raise MBSError(f"the plan does not fit: it names the convolution {path}, which this network does not have")
         if present[path] != width:
-            raise MBSError(
-                f"the plan does not fit: {path} has width {present[path]}, the plan was made for {width}"
-            )
+            raise MBSError(f"the plan does not fit: {path} has width {present[path]}, the plan was made for {width}")
     for path, width in plan.widths.items():
         if not isinstance(width, int) or not 1 <= width <= plan.before.get(path, 0):
             raise MBSError(f"{path}: a width of {width} is not between 1 and {plan.before.get(path, 0)}")
@@ -124,15 +120,11 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
         for key in _STALE:
             node.meta.pop(key, None)
         if node.op == "call_module" and node.target not in root:
-            root[node.target] = resizer.module(
-                node.target, flow.modules[node.target], flow.layers.get(node.target)
-            )
+            root[node.target] = resizer.module(node.target, flow.modules[node.target], flow.layers.get(node.target))
         elif node.op == "get_attr" and node.target not in root:
             held = attribute(gm, node.target)
             axes = flow.parameters.get(node.target)
-            root[node.target] = (
-                resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
-            )
+            root[node.target] = resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
     for edit in flow.edits:
         if edit.where[0] == "value":
             target = next(str(node.target) for node in graph.nodes if node.name == edit.node)

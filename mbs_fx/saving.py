@@ -26,9 +26,7 @@ def plan_of(small: nn.Module) -> Plan:
     """The plan that a reduced network was made by."""
     held: Any = getattr(small, "meta", {}).get("mbs")
     if not isinstance(held, Plan):
-        raise MBSError(
-            f"{type(small).__name__} carries no plan: it was not made by mbs_fx.rewrite or mbs_fx.reduce"
-        )
+        raise MBSError(f"{type(small).__name__} carries no plan: it was not made by mbs_fx.rewrite or mbs_fx.reduce")
     return held
 
 
@@ -47,9 +45,7 @@ def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def load(
-    model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mapping[str, Tensor] | None = None
-) -> Any:
+def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mapping[str, Tensor] | None = None) -> Any:
     """The small network again: from the original code, its plan and its weights.
 
     Args:
@@ -104,7 +100,6 @@ def _fill(small: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise MBSError(
-            f"the weights have no tensor {missing[0]}"
-            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            f"the weights have no tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
     small.load_state_dict(state, strict=False)

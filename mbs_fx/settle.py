@@ -81,9 +81,7 @@ class Judge:
         """What is known of every scaling factor by now."""
         read = moments.images + moments.skipped
         spread = moments.covariance
-        return judge(
-            self.analysis, self.factors, moments.mean, spread, read, self.population, self.confidence
-        )
+        return judge(self.analysis, self.factors, moments.mean, spread, read, self.population, self.confidence)
 
 
 def intervals(
@@ -130,9 +128,7 @@ def half_width(images: int, population: int | None, level: float) -> float:
     return deviations * math.sqrt(unread / images)
 
 
-def _interval(
-    analysis: Analysis, factor: Factor, mean: Floats, covariance: Floats, reach: float
-) -> Interval:
+def _interval(analysis: Analysis, factor: Factor, mean: Floats, covariance: Floats, reach: float) -> Interval:
     low, middle, high = (1.0, 1.0, 1.0) if factor.fixed else _ratio(factor, mean, covariance, reach)
     beta, least, most = (1 / (2 - min(x, 1.0)) for x in (middle, low, high))
     i = factor.macroblock
@@ -153,8 +149,7 @@ def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tu
         return 0.0, a / b, math.inf
     with_base, with_total = covariance @ factor.base, covariance @ factor.total
     saa, sab, sbb = (
-        float(u) * reach**2
-        for u in (factor.base @ with_base, factor.base @ with_total, factor.total @ with_total)
+        float(u) * reach**2 for u in (factor.base @ with_base, factor.base @ with_total, factor.total @ with_total)
     )
     square, linear, constant = b * b - sbb, a * b - sab, a * a - saa
     if square <= 0:

@@ -19,9 +19,7 @@ from mbs_fx.macroblocks import class_key
 from mbs_fx.widths import Choices
 
 
-def find_streams(
-    flow: Flow, choices: Choices, convs: Sequence[Conv], bound: Mapping[str, int]
-) -> tuple[Stream, ...]:
+def find_streams(flow: Flow, choices: Choices, convs: Sequence[Conv], bound: Mapping[str, int]) -> tuple[Stream, ...]:
     """Distinct output widths.  ``bound`` maps node names to the macroblock where their channels are bound."""
     makers: dict[Width, list[Conv]] = {}
     for conv in convs:
@@ -94,9 +92,7 @@ def find_segments(choices: Choices, convs: Sequence[Conv]) -> tuple[list[Segment
     cells = list(choices.cells)
     for number, group in enumerate(sorted(groups, key=min)):
         where = {home[cell] for cell in group}
-        inside = [
-            c for c in convs if not c.depthwise and c.macroblock in where and group.intersection(c.out.cells)
-        ]
+        inside = [c for c in convs if not c.depthwise and c.macroblock in where and group.intersection(c.out.cells)]
         for cell in group:
             cells[cell] = replace(cells[cell], segment=number, step=choices.parts.get((cell,), 1))
         names = [c.target for c in inside]

@@ -65,9 +65,7 @@ class Choices:
         if found is not None:
             return found
         soft = {int(c) for c in self.choice[axis.reshape(-1)]}
-        return next(
-            (self.reasons[c] for c in soft if c in self.reasons), "no convolution makes these channels"
-        )
+        return next((self.reasons[c] for c in soft if c in self.reasons), "no convolution makes these channels")
 
 
 def choose(flow: Flow, convs: Iterable[str], forced: Callable[[str], bool] | None = None) -> Choices:
@@ -153,9 +151,7 @@ def _cells(
             labels = labels[~opaque[axis]]
         np.add.at(signature, labels, random.integers(1, 2**63, dtype=np.uint64))
     roots = np.flatnonzero(planned & (choice == np.arange(len(choice))))
-    _, first, index, sizes = np.unique(
-        signature[roots], return_index=True, return_inverse=True, return_counts=True
-    )
+    _, first, index, sizes = np.unique(signature[roots], return_index=True, return_inverse=True, return_counts=True)
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

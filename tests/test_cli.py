@@ -100,17 +100,13 @@ def test_without_arguments_the_shipped_network_becomes_smaller(run, workplace: P
 def test_the_files_hold_what_python_would_have_made(run, workplace: Path):
     run("reduce")
     small = mbs_fx.reduce(torch.fx.symbolic_trace(sample.trained()), sample.images())
-    again = mbs_fx.load(
-        sample.resnet(20), workplace / "resnet20-mbs.json", workplace / "resnet20-mbs.safetensors"
-    )
+    again = mbs_fx.load(sample.resnet(20), workplace / "resnet20-mbs.json", workplace / "resnet20-mbs.safetensors")
     x = sample.images()[:4]
     torch.testing.assert_close(again.eval()(x), small.eval()(x))
 
 
 def test_a_network_of_ones_own_on_ones_own_images(run, photos: Path, workplace: Path):
-    code, out, _ = run(
-        "reduce", "net.py:tiny", "--images", "photos", "--size", "16", "--out", "small", "--json"
-    )
+    code, out, _ = run("reduce", "net.py:tiny", "--images", "photos", "--size", "16", "--out", "small", "--json")
     assert code == 0
     answer = json.loads(out)
     assert answer["files"] == ["small.json", "small.safetensors"]
@@ -120,9 +116,7 @@ def test_a_network_of_ones_own_on_ones_own_images(run, photos: Path, workplace: 
 
 
 def test_no_more_images_are_read_than_asked_for(run, photos: Path):
-    _, out, _ = run(
-        "reduce", "net.py:tiny", "--images", "photos", "--size", "16", "--max-images", "2", "--json"
-    )
+    _, out, _ = run("reduce", "net.py:tiny", "--images", "photos", "--size", "16", "--max-images", "2", "--json")
     assert json.loads(out)["plan"]["images"] == 2
 
 
@@ -199,9 +193,7 @@ def test_the_installed_command_answers(workplace: Path):
 
 def test_importing_the_package_leaves_the_rest_for_later():
     script = "import sys, mbs_fx.cli; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout.split()
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert sorted({"torchvision", "PIL", "timm", "networkx"} & set(modules)) == []
 
 

@@ -418,7 +418,12 @@ def test_a_density_survives_json(tmp_path: Any) -> None:
     assert Density.from_json(density.to_json()) == density
     density.save(tmp_path / "density.json")
     assert Density.load(tmp_path / "density.json") == density
-    for text in ("{", "[]", '{"format": "mbs_fx.density", "version": 99}', density.to_json().replace('"mean": "', '"mean": "!')):
+    for text in (
+        "{",
+        "[]",
+        '{"format": "mbs_fx.density", "version": 99}',
+        density.to_json().replace('"mean": "', '"mean": "!'),
+    ):
         with pytest.raises(MBSError, match="density"):
             Density.from_json(text)
 

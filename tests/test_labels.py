@@ -45,9 +45,7 @@ def test_reshape_that_merges_two_kinds_of_channels_freezes_both():
 def test_elementwise_ties_operands_and_broadcasts():
     ties = Ties()
     a, b = ties.new(5), ties.new(5)
-    met = move.elementwise(
-        [(along(a, 1, 4), (2, 5, 3, 3)), (along(b, 1, 4), (2, 5, 1, 1))], (2, 5, 3, 3), ties, ""
-    )
+    met = move.elementwise([(along(a, 1, 4), (2, 5, 3, 3)), (along(b, 1, 4), (2, 5, 1, 1))], (2, 5, 3, 3), ties, "")
     hard, _, _ = ties.resolve()
     assert (hard[a] == hard[b]).all()
     assert met[0].shape == (1, 5, 1, 1)

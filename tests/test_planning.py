@@ -111,9 +111,7 @@ def test_what_keeps_its_width_says_why():
 
 
 def test_an_analysis_is_made_anew_when_the_graph_changes():
-    gm = torch.fx.symbolic_trace(
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
-    )
+    gm = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten()))
     before = mbs_fx.analyze(gm, (1, 3, 16, 16))
     gm.set_submodule("2", nn.Conv2d(8, 6, 3))
     after = mbs_fx.analyze(gm, (1, 3, 16, 16))

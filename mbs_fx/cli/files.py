@@ -16,9 +16,7 @@ def outputs(out: Path | None, name: str, suffixes: tuple[str, ...]) -> tuple[Pat
     if stem.suffix in suffixes:
         stem = stem.with_suffix("")
     if not stem.parent.is_dir():
-        raise MBSError(
-            f"cannot write {stem}: there is no folder {stem.parent}; make it, or give another --out"
-        )
+        raise MBSError(f"cannot write {stem}: there is no folder {stem.parent}; make it, or give another --out")
     if not os.access(stem.parent, os.W_OK):
         raise MBSError(f"cannot write {stem}: no permission in {stem.parent}; give another --out")
     return tuple(stem.parent / f"{stem.name}{suffix}" for suffix in suffixes)

@@ -39,9 +39,7 @@ def reduce(
     max_images: options.MaxImages = None,
     workers: options.Workers = 0,
     device: options.Device = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure densities, plan the widths by Algorithm 1, and write the narrower network."""
@@ -76,9 +74,7 @@ def _image_set(model: str, images: Path | None, preparation: Preparation) -> Ima
         return None
     shipped = sample.images()
     if shipped.shape[-1] != preparation.size:
-        raise MBSError(
-            f"the shipped images are 32 x 32, not {preparation.size}: name others with --images DIR"
-        )
+        raise MBSError(f"the shipped images are 32 x 32, not {preparation.size}: name others with --images DIR")
     return shipped
 
 
