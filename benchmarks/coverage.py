@@ -48,13 +48,23 @@ def build(name: str) -> Any:
 def input_shape(name: str, net: Any) -> tuple[int, ...]:
     """The smallest sensible input: the native size where the network insists on one."""
     if name.startswith("timm/"):
-        size = net.default_cfg["input_size"][-1]
-        if net.default_cfg.get("fixed_input_size") or size < 128:
-            return (2, 3, size, size)
-        return (2, 3, 128, 128)
+        native = net.default_cfg["input_size"][-1]
+        return (2, 3, 128, 128) if native > 128 and _accepts(net, 128) else (2, 3, native, native)
     if "inception" in name:
         return (2, 3, 139, 139)
     return (2, 3, 224, 224) if re.search("vgg|alexnet|vit|swin|maxvit", name) else (2, 3, 128, 128)
+
+
+def _accepts(net: Any, size: int) -> bool:
+    """Whether the network runs at this input size; position codes and windows fix some to their own."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            net(torch.zeros(2, 3, size, size))
+    except Exception:
+        return False
+    return True
 
 
 def check(name: str) -> dict[str, Any]:

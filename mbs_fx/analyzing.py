@@ -45,7 +45,13 @@ class Facts:
 _CACHE: weakref.WeakKeyDictionary[Graph, Facts] = weakref.WeakKeyDictionary()
 
 
-def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = ()) -> Analysis:
+def analyze(
+    gm: GraphModule,
+    example: Example = None,
+    *,
+    opaque: Iterable[str | type[nn.Module]] = (),
+    strict: bool = False,
+) -> Analysis:
     """Find size, stride, receptive field and flops of every node, macroblocks, and what widths can be chosen.
 
     Args:
@@ -53,12 +59,22 @@ def analyze(gm: GraphModule, example: Example = None, *, opaque: Iterable[str | 
         example: an input tensor, its shape, or one per input; None where the graph's placeholders carry
             ``tensor_meta`` or ``val`` (after ShapeProp, for instance).
         opaque: modules to scale as a whole, by class or by regular expression on the module path.
+        strict: an operation through which channels cannot be followed is an error; otherwise the widths that
+            enter it are kept, and `Analysis.kept` says why.
 
     Raises:
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
 
     """
-    return facts(gm, input_shapes(gm, example), tuple(opaque)).analysis
+    found = facts(gm, input_shapes(gm, example), tuple(opaque))
+    if strict and found.flow.refused:
+        first, *rest = dict.fromkeys(found.flow.refused)
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise MBSError(
+            f"{first}{more}: channels cannot be followed through it. Without strict=True they keep their width; "
+            "docs/rules.md shows how to add a rule"
+        )
+    return found.analysis
 
 
 def input_shapes(gm: GraphModule, example: Example) -> tuple[tuple[int, ...], ...]:
@@ -133,6 +149,9 @@ def _facts(
 
 
 def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
+    """Whether a mixer is a conv layer; what is computed from constants (a position code) looks at no pixel."""
+    if node.name in located and not located[node.name].geometry.receptive_field:
+        return False
     if geo.conv_kind(flow.gm, node, flow.shapes) is not None:
         return node.name in located
     module = flow.modules.get(str(node.target)) if node.op == "call_module" else None
@@ -259,5 +278,7 @@ def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, st
     for name, held in flow.mixers.items():
         if name not in names and held.path and not choices.width(held.out).terms:
             reason = choices.reason(held.out)
-            kept[held.path] = reason if "no convolution" not in reason else "a linear layer, not a convolution"
+            linear = isinstance(flow.modules.get(held.path), nn.Linear)
+            own = "a linear layer, not a convolution" if linear else "looks at no pixel of the input"
+            kept[held.path] = reason if "no convolution" not in reason else own
     return kept

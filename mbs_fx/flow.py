@@ -34,10 +34,18 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Positions:
+    """A constant index into a channel axis: what it takes of the labels of that axis."""
+
+    index: Factor
+    source: Factor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Edit:
     """Replace ``getattr(node, where[0])[where[1]]...`` by ``template``, every `Count` in it evaluated.
 
-    ``("value", i)`` is entry i of the tensor that a ``get_attr`` node reads.
+    ``("value", i)`` is entry i of the tensor that a ``get_attr`` node reads, ``("value",)`` the whole of it.
     """
 
     node: str
@@ -87,6 +95,8 @@ class Flow:
     notes: dict[str, str] = field(default_factory=dict[str, str])
     concatenations: dict[str, list[Factor]] = field(default_factory=dict[str, list[Factor]])
     additions: dict[str, Factor] = field(default_factory=dict[str, Factor])
+    counting: dict[str, Any] = field(default_factory=dict[str, Any])
+    refused: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         self.modules = dict(self.gm.named_modules(remove_duplicate=False))
@@ -106,6 +116,13 @@ class Flow:
         if isinstance(arg, slice):
             return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
         return arg
+
+    def channel_count(self, arg: Any) -> int | None:
+        """A number that can stand for channels: a constant, or one that was read off a channel axis."""
+        if isinstance(arg, Node) and self.counting.get(arg.name) is not True:
+            return None
+        value = self.value(arg)
+        return value if isinstance(value, int) else None
 
     def of(self, arg: Any) -> Labels:
         """Labels of a tensor argument; nothing for what is not a tensor."""
@@ -128,9 +145,11 @@ class Flow:
 
     def freeze(self, node: Node, why: str) -> tuple[()]:
         """Freeze every label that enters a node; its outputs carry none."""
-        for each in node.all_input_nodes:
-            for factor in _factors(self.labels.get(each.name)):
-                self.ties.freeze(factor, f"{self.where(node)}: {why}")
+        entering = [f for each in node.all_input_nodes for f in _factors(self.labels.get(each.name)) if f.any()]
+        if entering:
+            self.refused.append(f"{self.where(node)}: {why}")
+        for factor in entering:
+            self.ties.freeze(factor, f"{self.where(node)}: {why}")
         return ()
 
     def note(self, node: Node, text: str) -> None:
@@ -173,7 +192,7 @@ class Flow:
 
 
 def count_of(factor: Factor | None, axis: int, constant: Any) -> Any:
-    """The template of an integer argument for an axis: a `Count` where the axis shrinks, itself elsewhere."""
+    """The template of the number given for an axis: a `Count` where the axis shrinks, itself elsewhere."""
     if factor is None or not isinstance(constant, int) or constant < 2 or shrinking_axis(factor) != axis:
         return constant
     return Count(factor)
@@ -191,6 +210,7 @@ def _factors(labels: Any) -> list[Factor]:
 
 def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
     """Propagate labels through a graph whose shapes are known."""
+    from mbs_fx.counted import counts_channels, fix_counts
     from mbs_fx.rules import rule_for
 
     flow = Flow(gm, shapes)
@@ -206,6 +226,7 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
                     flow.ties.freeze(factor, "network output")
         elif not _has_tensor(shapes[node.name]):
             flow.labels[node.name] = ()
+            flow.counting[node.name] = counts_channels(flow, node)
         else:
             rule = rule_for(flow, node)
             entering = any(_factors(flow.labels[n.name]) for n in node.all_input_nodes)
@@ -213,8 +234,26 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
                 flow.labels[node.name] = rule(flow, node)
             else:
                 flow.labels[node.name] = flow.freeze(node, "no rule for this operation") if entering else ()
+            fix_counts(flow, node)
+    _join_parameters(flow)
     _keep_boxes(flow)
     return flow
+
+
+def _join_parameters(flow: Flow) -> None:
+    """A layer's tensor that the graph also reads by itself has one set of labels, the layer's."""
+    for target, axes in flow.parameters.items():
+        path, _, name = target.rpartition(".")
+        layer = flow.layers.get(path)
+        if layer is None or name not in layer.tensors:
+            continue
+        reason = f"{target} is also read where it cannot be reduced"
+        for mine, held in zip(axes, layer.tensors[name], strict=True):
+            if mine is not None and held is None:
+                flow.ties.freeze(mine, reason)
+            elif mine is not None and held is not None:
+                flow.ties.tie(np.broadcast_to(mine, held.shape), held, reason)
+        flow.parameters[target] = layer.tensors[name]
 
 
 def _keep_boxes(flow: Flow) -> None:

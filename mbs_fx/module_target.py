@@ -24,7 +24,7 @@ from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
 from mbs_fx.plan_result import Plan
 from mbs_fx.resizing import Resizer
-from mbs_fx.rewriting import apply_edits, decide
+from mbs_fx.rewriting import apply_edits, counted_constants, decide
 from mbs_fx.selection import Criterion, Keep, restore
 from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
@@ -93,6 +93,7 @@ def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
         vectors = [layer.out, *(v for axes in layer.tensors.values() for v in axes if v is not None)]
         if any(keep.extent(v) != v.shape[-1] for v in vectors):
             result[path] = resizer.module(path, flow.modules[path], layer)
+    result.update(counted_constants(flow.gm, keep))
     for path, axes in flow.parameters.items():
         if any(v is not None and keep.extent(v) != v.shape[-1] for v in axes):
             held: Any = flow.gm

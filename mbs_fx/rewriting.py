@@ -125,17 +125,30 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
             held = attribute(gm, node.target)
             axes = flow.parameters.get(node.target)
             root[node.target] = resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
-    for edit in flow.edits:
-        if edit.where[0] == "value":
-            target = next(str(node.target) for node in graph.nodes if node.name == edit.node)
-            root[target] = root[target].clone()
-            root[target][edit.where[1]] = keep.evaluate(edit.template)
+    root.update(counted_constants(gm, keep))
     apply_edits({node.name: node for node in graph.nodes}, flow.edits, keep)
     small = GraphModule(root, graph, type(gm).__name__)
     for path, module in small.named_modules():
         if path not in root:
             module.training = gm.training
     return small
+
+
+def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:
+    """Tensors read by the graph that count or index channels, counted anew; by path, only those that change."""
+    targets = {node.name: str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    result: dict[str, torch.Tensor] = {}
+    for edit in keep.facts.flow.edits:
+        if edit.where[0] != "value":
+            continue
+        target = targets[edit.node]
+        held: torch.Tensor = result.get(target, attribute(gm, target))
+        value = torch.as_tensor(keep.evaluate(edit.template), dtype=held.dtype, device=held.device)
+        if len(edit.where) > 1:
+            value = held.index_put((torch.tensor(edit.where[1]),), value)
+        if value.shape != held.shape or not torch.equal(value, held):
+            result[target] = value
+    return result
 
 
 def apply_edits(nodes: dict[str, Node], edits: list[Edit], keep: Keep) -> None:
@@ -154,6 +167,9 @@ def _put(held: Any, where: list[Any], value: Any) -> Any:
     """A copy of nested arguments with one place replaced."""
     if not where:
         return value
+    if isinstance(held, slice):
+        parts = {"start": held.start, "stop": held.stop, "step": held.step}
+        return slice(*_put(parts, where, value).values())
     if isinstance(held, dict):
         return {**held, where[0]: _put(held[where[0]], where[1:], value)}
     items = list(held)

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from mbs_fx.analyzing import Facts
 from mbs_fx.errors import MBSError
-from mbs_fx.flow import Count
+from mbs_fx.flow import Count, Positions
 from mbs_fx.labels import Factor, shrinking_axis
 
 Criterion = str | Callable[[str, Tensor], Tensor]
@@ -70,11 +70,21 @@ class Keep:
         """A constant with every `Count` in it replaced by its number."""
         if isinstance(template, Count):
             return self.size(template.factor) + template.offset
+        if isinstance(template, Positions):
+            return self._positions(template)
         if isinstance(template, list | tuple):
             return type(template)(self.evaluate(t) for t in template)
         if isinstance(template, slice):
             return slice(*(self.evaluate(t) for t in (template.start, template.stop, template.step)))
         return template
+
+    def _positions(self, template: Positions) -> Tensor:
+        """A constant index after the channels around it have moved up."""
+        if self.facts.choices.opaque[template.source].any():
+            raise MBSError("a constant index picks channels inside an opaque segment, where they are not followed")
+        stays = self.stays[template.source]
+        moved = np.cumsum(stays) - 1
+        return torch.from_numpy(moved[template.index[stays[template.index]]])
 
     def channels(self) -> dict[str, tuple[int, ...]]:
         """Kept output channels by path of the module or parameter, where they are followed."""

@@ -50,11 +50,12 @@ def expand_rule(flow: Flow, node: Node) -> Labels:
     sizes, where, first = sizes_of(node, 1)
     for axis, size in enumerate(sizes):
         old = before[axis - (rank - len(before))] if axis >= rank - len(before) else 1
-        if old == 1 and isinstance(size, int) and size > 1:
-            grown = along(flow.ties.new(size), axis, rank)
+        count = flow.channel_count(size)
+        if old == 1 and count is not None and count > 1:
+            grown = along(flow.ties.new(count), axis, rank)
             flow.edit(node, (*where, first + axis), Count(grown[0]))
             labels = (*labels, *grown)
-        elif isinstance(template := count_of(factor_on(labels, axis), axis, size), Count):
+        elif isinstance(template := count_of(factor_on(labels, axis), axis, flow.value(size)), Count):
             flow.edit(node, (*where, first + axis), template)
     return labels
 
@@ -80,7 +81,7 @@ def repeat_rule(flow: Flow, node: Node) -> Any:
         value = int(flow.value(count))
         if full[axis] > 1 and value > 1:
             labels = move.tile(labels, axis, value)
-        elif value > 1 and isinstance(count, int):
+        elif value > 1 and flow.channel_count(count):
             grown = along(flow.ties.new(value), axis, rank)
             flow.edit(node, (*where, first + axis), Count(grown[0]))
             labels = (*labels, *grown)
@@ -106,8 +107,9 @@ def factory_rule(flow: Flow, node: Node) -> Labels:
     sizes, where, first = sizes_of(node, start)
     labels: Labels = ()
     for axis, size in enumerate(sizes):
-        if isinstance(size, int) and size > 1 and axis < len(shape):
-            grown = along(flow.ties.new(size), axis, len(shape))
+        count = flow.channel_count(size)
+        if count is not None and count > 1 and axis < len(shape):
+            grown = along(flow.ties.new(count), axis, len(shape))
             flow.edit(node, (*where, first + axis), Count(grown[0]))
             labels = (*labels, *grown)
     return labels

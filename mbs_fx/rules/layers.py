@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -38,6 +41,8 @@ def conv_module(flow: Flow, node: Node) -> Any:
         return passed
     if _foreign(module):
         return flow.freeze(node, "its weight is computed from parameters elsewhere")
+    if _computes_weight(module):
+        flow.note(node, "computes its weight from all of its inputs")
     inp = vector(flow.of(source), 1, module.in_channels, flow.ties)
     groups: int = module.groups
     depthwise = 1 < groups == module.in_channels
@@ -54,6 +59,25 @@ def conv_module(flow: Flow, node: Node) -> Any:
     flow.layer(path, out, attributes, _conv_tensors(module, inp, out))
     flow.mixers[node.name] = ConvFlow(out, inp, groups, path)
     return along(out, 1, len(flow.shape(node)))
+
+
+def _computes_weight(module: Any) -> bool:
+    """Whether a convolution class with a forward of its own does more than convolve (weight standardisation).
+
+    Then twice the weight does not give twice the output.  Without numbers nothing is known, and it counts as such.
+    """
+    if type(module).forward.__module__.startswith("torch."):
+        return False
+    weight: Tensor = module.weight.detach()
+    if weight.is_meta:
+        return True
+    sizes = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    x = torch.linspace(-1, 1, module.in_channels * prod(sizes), dtype=weight.dtype, device=weight.device)
+    x = x.reshape(1, module.in_channels, *sizes)
+    silent = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
+    with torch.no_grad():
+        once, twice = (functional_call(module, {"weight": w, **silent}, (x,)) for w in (weight, 2 * weight))
+    return not torch.allclose(twice, 2 * once, rtol=1e-2, atol=0)
 
 
 def _conv_tensors(module: Any, inp: Factor, out: Factor) -> dict[str, tuple[Factor | None, ...]]:
@@ -132,8 +156,10 @@ def layer_norm_module(flow: Flow, node: Node) -> Any:
     shape = list(flow.shape(node))
     if len(module.normalized_shape) != 1:
         return flow.freeze(node, "normalises over several axes")
+    labels = flow.of(node.all_input_nodes[0])
     plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 4
-    axis = len(shape) - 1 if plain or shape[1] != module.normalized_shape[0] else 1
+    first = not plain and shape[1] == module.normalized_shape[0] and factor_on(labels, 1) is not None
+    axis = 1 if first else len(shape) - 1
     labels = _channel_layer(flow, node, axis, lambda held: {"normalized_shape": (Count(held),)})
     if factor_on(labels, axis) is not None:
         flow.note(node, "normalises over channels")

@@ -38,7 +38,7 @@ def view_rule(flow: Flow, node: Node) -> Labels:
     labels = reshape_rule(flow, node)
     sizes, where, first = sizes_of(node, 1)
     for axis, size in enumerate(sizes):
-        template = count_of(factor_on(labels, axis), axis, size)
+        template = count_of(factor_on(labels, axis), axis, flow.value(size))
         if isinstance(template, Count):
             flow.edit(node, (*where, first + axis), template)
     return labels
@@ -53,7 +53,7 @@ def unflatten_rule(flow: Flow, node: Node) -> Labels:
     name = "sizes" if "sizes" in node.kwargs else "unflattened_size"
     where = ("args", 2) if len(node.args) > 2 else ("kwargs", name)
     for offset, size in enumerate(sizes):
-        template = count_of(factor_on(labels, start + offset), start + offset, size)
+        template = count_of(factor_on(labels, start + offset), start + offset, flow.value(size))
         if isinstance(template, Count):
             flow.edit(node, (*where, offset), template)
     return labels
@@ -103,14 +103,26 @@ def balance_axis(flow: Flow, factor: move.Factor, axis: int, parts: int) -> None
 
 
 def roll_rule(flow: Flow, node: Node) -> Any:
-    """``roll``: along axes without channels."""
-    labels = flow.of(node.args[0])
-    shifts, dims = flow.value(flow.arg(node, 1, "shifts")), flow.value(flow.arg(node, 2, "dims"))
-    shifts = shifts if isinstance(shifts, tuple) else (shifts,)
+    """``roll``: what is kept of the channels that wrap around is the new shift."""
+    labels, shape = flow.of(node.args[0]), flow.shape(node)
+    given, dims = flow.arg(node, 1, "shifts"), flow.value(flow.arg(node, 2, "dims"))
+    several = isinstance(given, list | tuple)
+    shifts = flow.value(given) if several else (flow.value(given),)
     dims = dims if isinstance(dims, tuple) else (dims,)
-    rank = len(flow.shape(node))
-    if any(d is None or factor_on(labels, int(d) % rank) is not None for d in dims):
-        return flow.freeze(node, "rolls channels by a constant")
+    where = ("args", 1) if len(node.args) > 1 else ("kwargs", "shifts")
+    if not labels:
+        return labels
+    for position, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
+        factor = None if dim is None else factor_on(labels, int(dim) % len(shape))
+        if factor is None and dim is not None:
+            continue
+        if factor is None or len(move.varying(factor)) > 1:
+            return flow.freeze(node, "rolls an axis that does not hold channels alone")
+        axis = int(dim) % len(shape)
+        wrapped = int(shift) % shape[axis]
+        count = Count(np.take(factor, range(shape[axis] - wrapped, shape[axis]), axis)) if wrapped else 0
+        flow.edit(node, (*where, position) if several else where, count)
+        labels = move.roll(labels, axis, wrapped)
     return labels
 
 

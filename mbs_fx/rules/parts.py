@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.fx import Node
 
 from mbs_fx import labels as move
-from mbs_fx.flow import Count, Flow, Rule
+from mbs_fx.flow import Count, Flow, Positions, Rule, attribute
 from mbs_fx.labels import Labels, factor_on
 from mbs_fx.rules.moves import balance_axis
 from mbs_fx.shapes import TensorShape
@@ -45,14 +46,21 @@ def stack_rule(flow: Flow, node: Node) -> Labels:
 
 
 def _parts(flow: Flow, node: Node, axis: int) -> list[Labels]:
-    labels = flow.of(node.args[0])
     result: list[Labels] = []
     start = 0
     for part in flow.shapes[node.name]:
         size = part.shape[axis]
-        result.append(move.take(labels, axis, slice(start, start + size)))
+        result.append(_taken(flow, node, flow.of(node.args[0]), axis, start, start + size))
         start += size
     return result
+
+
+def _taken(flow: Flow, node: Node, labels: Labels, axis: int, start: int, stop: int) -> Labels:
+    """A part of an axis; a single channel meets others by broadcasting, so it stays."""
+    factor = factor_on(labels, axis)
+    if factor is not None and stop - start == 1:
+        flow.ties.freeze(np.take(factor, [start], axis), f"{flow.where(node)}: takes a single channel")
+    return move.take(labels, axis, slice(start, stop))
 
 
 def chunk_rule(flow: Flow, node: Node) -> Any:
@@ -113,9 +121,35 @@ def getitem_rule(flow: Flow, node: Node) -> Any:
         return held[index] if isinstance(held, list) and isinstance(index, int) else ()
     items = index if isinstance(index, tuple) else (index,)
     values = [flow.value(i) for i in items]
-    if any(isinstance(v, TensorShape | list | bool) for v in values):
-        return flow.freeze(node, "indexes with a tensor")
+    tensors = [position for position, v in enumerate(values) if isinstance(v, TensorShape | list | bool)]
+    if tensors:
+        plain = all(v == slice(None) for i, v in enumerate(values) if i != tensors[0])
+        if len(tensors) > 1 or not plain:
+            return flow.freeze(node, "indexes with a tensor")
+        return _pick(flow, node, tensors[0], items[tensors[0]])
     return _basic_index(flow, node, list(items), values, not isinstance(index, tuple))
+
+
+def index_select_rule(flow: Flow, node: Node) -> Any:
+    """``index_select(x, dim, index)``."""
+    return _pick(flow, node, _axis(flow, node, 1), flow.arg(node, 2, "index"))
+
+
+def _pick(flow: Flow, node: Node, axis: int, index: Any) -> Any:
+    """Positions of one axis by an index tensor: labels follow one that is a constant of the graph."""
+    labels = flow.of(node.args[0])
+    factor = factor_on(labels, axis)
+    if factor is None:
+        return labels if len(flow.shape(index)) == 1 else flow.freeze(node, "indexes with a tensor")
+    held = attribute(flow.gm, str(index.target)) if isinstance(index, Node) and index.op == "get_attr" else None
+    followed = isinstance(held, Tensor) and held.dim() == 1 and not held.is_floating_point() and not held.is_meta
+    if not followed or held.dtype is torch.bool or len(index.users) > 1 or move.varying(factor) != (axis,):
+        return flow.freeze(node, "picks channels by an index that is not one constant of its own")
+    where = held.cpu().numpy() % factor.shape[axis]
+    flow.edit(index, ("value",), Positions(where, factor.reshape(-1)))
+    if len(where) == 1:
+        flow.ties.freeze(np.take(factor, where, axis), f"{flow.where(node)}: takes a single channel")
+    return move.take(labels, axis, where)
 
 
 def _basic_index(flow: Flow, node: Node, items: list[Any], values: list[Any], single: bool) -> Any:
@@ -147,14 +181,23 @@ def _slice(
     if factor is None or value == slice(None):
         return labels
     start, stop, step = value.indices(factor.shape[axis])
-    if step != 1:
-        flow.freeze(node, "takes every n-th channel")
+    why = "takes every n-th channel" if step != 1 else _not_counted(factor, axis)
+    if why is not None:
+        if why:
+            flow.freeze(node, why)
         return move.take(labels, axis, value)
     bounds = [_before(factor, axis, b) for b in (start, stop)]
     keep_open = [getattr(item, name) is None for name in ("start", "stop")]
     template = slice(*(None if is_open else bound for is_open, bound in zip(keep_open, bounds, strict=True)))
     flow.edit(node, where, template)
-    return move.take(labels, axis, value)
+    return _taken(flow, node, labels, axis, start, stop)
+
+
+def _not_counted(factor: move.Factor, axis: int) -> str | None:
+    """Why bounds on an axis are not counted anew: "" where the axis keeps its size, None where they are."""
+    if move.shrinking_axis(factor) != axis:
+        return ""
+    return None if move.varying(factor) == (axis,) else "takes a part of an axis that was split off the channels"
 
 
 def _before(factor: move.Factor, axis: int, position: int) -> Any:
@@ -168,7 +211,12 @@ def narrow_rule(flow: Flow, node: Node) -> Any:
     start, length = (int(flow.value(flow.arg(node, i, n))) for i, n in ((2, "start"), (3, "length")))
     labels = flow.of(node.args[0])
     factor = factor_on(labels, axis)
-    taken = move.take(labels, axis, slice(start, start + length))
+    taken = _taken(flow, node, labels, axis, start, start + length)
+    why = None if factor is None else _not_counted(factor, axis)
+    if why:
+        return flow.freeze(node, why)
+    if why == "":
+        return taken
     if factor is not None and len(node.args) == 4:
         flow.edit(node, ("args", 2), _before(factor, axis, start))
         flow.edit(node, ("args", 3), Count(np.take(factor, range(start, start + length), axis)))
@@ -195,4 +243,5 @@ FUNCTIONS: dict[str, Rule] = {
     "getitem": getitem_rule,
     "narrow": narrow_rule,
     "select": select_rule,
+    "index_select": index_select_rule,
 }
