@@ -119,7 +119,7 @@ class Flow:
 
     def channel_count(self, arg: Any) -> int | None:
         """A number that can stand for channels: a constant, or one that was read off a channel axis."""
-        if isinstance(arg, Node) and self.counting.get(arg.name) is not True:
+        if isinstance(arg, Node) and self.counting.get(arg.name) is None:
             return None
         value = self.value(arg)
         return value if isinstance(value, int) else None

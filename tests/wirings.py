@@ -304,7 +304,8 @@ class MadeBySize(Net):
     def middle(self, x):
         n, c, h, w = x.shape
         zeros = torch.zeros(n, self.a.out_channels - c, h // 2, w // 2, dtype=x.dtype)
-        return self.a(x) + torch.cat([F.max_pool2d(x, 2), zeros], 1)
+        made = self.a(x) + torch.cat([F.max_pool2d(x, 2), zeros], 1)
+        return made + torch.ones(made.shape, dtype=x.dtype) * made.flatten(2).view(made.shape[:2] + (h // 2, -1))
 
 
 class SelectiveKernel(Net):

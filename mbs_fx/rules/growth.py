@@ -12,6 +12,7 @@ import numpy as np
 from torch.fx import Node
 
 from mbs_fx import labels as move
+from mbs_fx.counted import shaped_like, whole_shape
 from mbs_fx.flow import Count, Flow, Rule, count_of
 from mbs_fx.labels import Labels, along, factor_on
 from mbs_fx.rules.moves import sizes_of
@@ -48,6 +49,10 @@ def expand_rule(flow: Flow, node: Node) -> Labels:
     rank = len(after)
     labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
     sizes, where, first = sizes_of(node, 1)
+    held = whole_shape(flow, sizes)
+    if held is not None:
+        full = [1] * (rank - len(before)) + list(before)
+        return (*labels, *(f for f in shaped_like(held, rank) if all(full[a] == 1 for a in move.varying(f))))
     for axis, size in enumerate(sizes):
         old = before[axis - (rank - len(before))] if axis >= rank - len(before) else 1
         count = flow.channel_count(size)
@@ -105,6 +110,9 @@ def factory_rule(flow: Flow, node: Node) -> Labels:
     if prod(shape) < 2 or not node.args[start:]:
         return ()
     sizes, where, first = sizes_of(node, start)
+    held = whole_shape(flow, sizes)
+    if held is not None:
+        return shaped_like(held, len(shape))
     labels: Labels = ()
     for axis, size in enumerate(sizes):
         count = flow.channel_count(size)

@@ -11,6 +11,7 @@ import numpy as np
 from torch.fx import Node
 
 from mbs_fx import labels as move
+from mbs_fx.counted import follow_shape, whole_shape
 from mbs_fx.flow import Count, Flow, Rule, count_of
 from mbs_fx.labels import Labels, along, factor_on
 
@@ -37,6 +38,11 @@ def view_rule(flow: Flow, node: Node) -> Labels:
     """``view`` and ``reshape`` with their sizes."""
     labels = reshape_rule(flow, node)
     sizes, where, first = sizes_of(node, 1)
+    held = whole_shape(flow, sizes)
+    if held is not None:
+        given = flow.value(sizes[0])
+        follow_shape(flow, node, tuple(f for f in labels if -1 not in (given[a] for a in move.varying(f))), held)
+        return labels
     for axis, size in enumerate(sizes):
         template = count_of(factor_on(labels, axis), axis, flow.value(size))
         if isinstance(template, Count):
