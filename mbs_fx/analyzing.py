@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
@@ -140,12 +141,27 @@ def _facts(
     flow = run(gm, values)
     layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
     if not layers:
-        raise MBSError("the graph has no convolution: there is nothing for macroblock scaling to do")
+        raise MBSError(_why_no_convolution(gm))
     names = [node.name for node in layers]
     choices = choose(flow, names, _forced(gm, opaque, names) if opaque else None)
     analysis = _assemble(flow, choices, layers, {name: found.geometry for name, found in located.items()}, shapes)
     notes = (*notes, *flow.notes.values())
     return Facts(replace(analysis, notes=tuple(notes), fingerprint=print_), flow, choices)
+
+
+def _why_no_convolution(gm: GraphModule) -> str:
+    kinds = {type(node.target) for node in gm.graph.nodes if node.op == "call_function"}
+    if torch._ops.OpOverload in kinds:
+        return (
+            "the graph is made of aten operators, as torch.export makes it, without the modules whose widths could "
+            "change: trace the model itself, mbs_fx.trace(model, example)"
+        )
+    if any(str(node.target).startswith("L_") and "parameters" in str(node.target) for node in gm.graph.nodes):
+        return (
+            "the graph's weights are inputs, as torch.compile hands graphs to its backends: trace the model itself, "
+            "mbs_fx.trace(model, example)"
+        )
+    return "the graph has no convolution: there is nothing for macroblock scaling to do"
 
 
 def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:

@@ -7,6 +7,7 @@ Semantics
   and the layouts of their arguments: each combination runs once, on meta tensors.
 - Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
   slower, but they know their device and how to mix with real ones.
+- Short tensors of whole numbers that the graph holds (a shape, an order of channels) keep their numbers.
 - Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
 """
 
@@ -76,7 +77,12 @@ class FakeInterpreter(Interpreter):
             call = _Method(str(n.target))
         elif n.op == "call_module":
             call = self.fetch_attr(str(n.target))
-        return self._call(call, args, kwargs) if _of_library(call) else self._on_fakes(call, args, kwargs)
+        if _of_library(call):
+            return self._call(call, args, kwargs)
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        # Fake tensors would hide the numbers of a constant from the code that reads them.
+        run = self._on_metas if any(map(_is_constant, tensors)) else self._on_fakes
+        return run(call, args, kwargs)
 
     def _call(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = _hashed((call, args, kwargs)) if self.shares and "out" not in kwargs else None
@@ -103,6 +109,8 @@ class FakeInterpreter(Interpreter):
             return _stand_in(call, self._fake)(*fake_args, **fake_kwargs)
 
     def _meta(self, tensor: Tensor) -> Tensor:
+        if _is_constant(tensor):
+            return tensor
         plain = tensor.device.type == "meta" and type(tensor) is Tensor
         if plain or tensor.layout != torch.strided:
             return tensor
@@ -114,7 +122,7 @@ class FakeInterpreter(Interpreter):
         return self.metas[key]
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        kept = isinstance(tensor, FakeTensor) or tensor.layout != torch.strided
+        kept = isinstance(tensor, FakeTensor) or _is_constant(tensor) or tensor.layout != torch.strided
         return tensor if kept else _empty_like(tensor, self.device)
 
 
@@ -181,7 +189,16 @@ def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _layout(tensor: Tensor) -> Hashable:
-    return tensor.shape, tensor.stride(), tensor.dtype
+    numbers = tuple(tensor.tolist()) if _is_constant(tensor) else ()
+    return tensor.shape, tensor.stride(), tensor.dtype, numbers
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether a tensor may be a shape or an order: short, of whole numbers, with its numbers at hand."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+    return (
+        whole and type(tensor) is Tensor and tensor.dim() == 1 and tensor.numel() <= 16 and tensor.device.type == "cpu"
+    )
 
 
 def _holds_tensor(value: Any) -> bool:

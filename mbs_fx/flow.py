@@ -45,7 +45,7 @@ class Positions:
 class Edit:
     """Replace ``getattr(node, where[0])[where[1]]...`` by ``template``, every `Count` in it evaluated.
 
-    ``("value", i)`` is entry i of the tensor that a ``get_attr`` node reads, ``("value",)`` the whole of it.
+    ``("value", i)`` is entry i of the constant that a node returns (`constant_path`), ``("value",)`` the whole of it.
     """
 
     node: str
@@ -266,6 +266,11 @@ def _keep_boxes(flow: Flow) -> None:
                 axis = shrinking_axis(factor)
                 parts = factor.size // factor.shape[axis]
                 flow.ties.balance(np.moveaxis(factor, axis, -1).reshape(-1), parts)
+
+
+def constant_path(node: Node) -> str:
+    """Where the tensor stands that a node returns whatever its input: read directly, or held by a module as value."""
+    return str(node.target) if node.op == "get_attr" else f"{node.target}.value"
 
 
 def attribute(gm: nn.Module, target: str) -> Any:

@@ -23,7 +23,7 @@ from mbs_fx.allocation import from_widths
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
-from mbs_fx.flow import Edit, attribute
+from mbs_fx.flow import Edit, attribute, constant_path
 from mbs_fx.plan_result import Plan
 from mbs_fx.resizing import Init, Resizer, initialise
 from mbs_fx.selection import Criterion, Keep, restore, select
@@ -125,7 +125,12 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
             held = attribute(gm, node.target)
             axes = flow.parameters.get(node.target)
             root[node.target] = resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
-    root.update(counted_constants(gm, keep))
+    for path, value in counted_constants(gm, keep).items():
+        owner, _, name = path.rpartition(".")
+        if path in root:
+            root[path] = value
+        else:
+            setattr(root[owner], name, value)
     apply_edits({node.name: node for node in graph.nodes}, flow.edits, keep)
     small = GraphModule(root, graph, type(gm).__name__)
     for path, module in small.named_modules():
@@ -136,7 +141,7 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
 
 def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:
     """Tensors read by the graph that count or index channels, counted anew; by path, only those that change."""
-    targets = {node.name: str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    targets = {node.name: constant_path(node) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
     result: dict[str, torch.Tensor] = {}
     for edit in keep.facts.flow.edits:
         if edit.where[0] != "value":

@@ -305,7 +305,7 @@ class MadeBySize(Net):
         n, c, h, w = x.shape
         zeros = torch.zeros(n, self.a.out_channels - c, h // 2, w // 2, dtype=x.dtype)
         made = self.a(x) + torch.cat([F.max_pool2d(x, 2), zeros], 1)
-        return made + torch.ones(made.shape, dtype=x.dtype) * made.flatten(2).view(made.shape[:2] + (h // 2, -1))
+        return made + torch.ones(made.shape, dtype=x.dtype) * made.flatten(2).view(made.shape[:2] + (h // 2, -1))  # noqa: RUF005
 
 
 class SelectiveKernel(Net):

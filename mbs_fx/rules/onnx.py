@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from mbs_fx import labels as move
-from mbs_fx.flow import Count, Flow, Rule, attribute, count_of
+from mbs_fx.flow import Count, Flow, Rule, attribute, constant_path, count_of
 from mbs_fx.labels import Labels, factor_on
 from mbs_fx.rules import arithmetic, mixing, moves
 
@@ -43,9 +43,10 @@ def reshape_rule(flow: Flow, node: Node) -> Any:
     """Reshape to a shape held in a tensor."""
     labels = moves.reshape_rule(flow, node)
     shape = node.args[1]
-    if not isinstance(shape, Node) or shape.op != "get_attr":
+    constant = isinstance(shape, Node) and not shape.all_input_nodes and shape.op in ("get_attr", "call_module")
+    if not constant:
         return labels
-    sizes = attribute(flow.gm, str(shape.target)).tolist()
+    sizes = attribute(flow.gm, constant_path(shape)).tolist()
     for axis, size in enumerate(sizes):
         template = count_of(factor_on(labels, axis), axis, size)
         if isinstance(template, Count):
