@@ -21,10 +21,11 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.allocation import from_widths
 from mbs_fx.analyzing import Facts, facts
+from mbs_fx.edits import apply_edits, counted_constants
 from mbs_fx.errors import MBSError
 from mbs_fx.plan_result import Plan
 from mbs_fx.resizing import Resizer
-from mbs_fx.rewriting import apply_edits, counted_constants, decide
+from mbs_fx.rewriting import decide
 from mbs_fx.selection import Criterion, Keep, restore
 from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
@@ -121,7 +122,7 @@ def _rewritten_graph(gm: GraphModule, keep: Keep) -> Any:
     graph = copy.deepcopy(gm.graph)
     nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
     before = {name: (repr(node.args), repr(node.kwargs)) for name, node in nodes.items()}
-    apply_edits(nodes, keep.facts.flow.edits, keep)
+    apply_edits(nodes, keep)
     changed = any(before[name] != (repr(node.args), repr(node.kwargs)) for name, node in nodes.items())
     return graph if changed else None
 

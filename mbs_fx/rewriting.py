@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from mbs_fx.allocation import from_widths
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Facts, facts
+from mbs_fx.edits import apply_edits, counted_constants
 from mbs_fx.errors import MBSError
-from mbs_fx.flow import Edit, attribute, constant_path
+from mbs_fx.flow import attribute
 from mbs_fx.plan_result import Plan
 from mbs_fx.resizing import Init, Resizer, initialise
 from mbs_fx.selection import Criterion, Keep, restore, select
@@ -131,55 +132,12 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
             root[path] = value
         else:
             setattr(root[owner], name, value)
-    apply_edits({node.name: node for node in graph.nodes}, flow.edits, keep)
+    apply_edits({node.name: node for node in graph.nodes}, keep)
     small = GraphModule(root, graph, type(gm).__name__)
     for path, module in small.named_modules():
         if path not in root:
             module.training = gm.training
     return small
-
-
-def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:
-    """Tensors read by the graph that count or index channels, counted anew; by path, only those that change."""
-    targets = {node.name: constant_path(node) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
-    result: dict[str, torch.Tensor] = {}
-    for edit in keep.facts.flow.edits:
-        if edit.where[0] != "value":
-            continue
-        target = targets[edit.node]
-        held: torch.Tensor = result.get(target, attribute(gm, target))
-        value = torch.as_tensor(keep.evaluate(edit.template), dtype=held.dtype, device=held.device)
-        if len(edit.where) > 1:
-            value = held.index_put((torch.tensor(edit.where[1]),), value)
-        if value.shape != held.shape or not torch.equal(value, held):
-            result[target] = value
-    return result
-
-
-def apply_edits(nodes: dict[str, Node], edits: list[Edit], keep: Keep) -> None:
-    """Put counted constants into the arguments of nodes, found by name."""
-    for edit in edits:
-        node = nodes[edit.node]
-        kind, *rest = edit.where
-        value = keep.evaluate(edit.template)
-        if kind == "args":
-            node.args = _put(node.args, rest, value)
-        elif kind == "kwargs":
-            node.kwargs = _put(dict(node.kwargs), rest, value)
-
-
-def _put(held: Any, where: list[Any], value: Any) -> Any:
-    """A copy of nested arguments with one place replaced."""
-    if not where:
-        return value
-    if isinstance(held, slice):
-        parts = {"start": held.start, "stop": held.stop, "step": held.step}
-        return slice(*_put(parts, where, value).values())
-    if isinstance(held, dict):
-        return {**held, where[0]: _put(held[where[0]], where[1:], value)}
-    items = list(held)
-    items[where[0]] = _put(items[where[0]], where[1:], value)
-    return tuple(items) if isinstance(held, tuple) else items
 
 
 def _check_runs(found: Facts, small: GraphModule) -> None:

@@ -60,7 +60,7 @@ def expand_rule(flow: Flow, node: Node) -> Labels:
             grown = along(flow.ties.new(count), axis, rank)
             flow.edit(node, (*where, first + axis), Count(grown[0]))
             labels = (*labels, *grown)
-        elif isinstance(template := count_of(factor_on(labels, axis), axis, flow.value(size)), Count):
+        elif isinstance(template := count_of(factor_on(labels, axis), axis, flow.channel_count(size)), Count):
             flow.edit(node, (*where, first + axis), template)
     return labels
 

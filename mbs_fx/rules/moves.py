@@ -43,11 +43,25 @@ def view_rule(flow: Flow, node: Node) -> Labels:
         given = flow.value(sizes[0])
         follow_shape(flow, node, tuple(f for f in labels if -1 not in (given[a] for a in move.varying(f))), held)
         return labels
+    labels = _with_open_sizes(flow, node, labels, sizes)
     for axis, size in enumerate(sizes):
-        template = count_of(factor_on(labels, axis), axis, flow.value(size))
+        template = count_of(factor_on(labels, axis), axis, flow.channel_count(size))
         if isinstance(template, Count):
             flow.edit(node, (*where, first + axis), template)
     return labels
+
+
+def _with_open_sizes(flow: Flow, node: Node, labels: Labels, sizes: list[Any]) -> Labels:
+    """An axis whose size counts no channels (batch times heads) cannot shrink: channels are tied across it."""
+    fixed = {a for a, size in enumerate(sizes) if isinstance(size, Node) and flow.channel_count(size) is None}
+    result: list[move.Factor] = []
+    for factor in labels:
+        axes = set(move.varying(factor))
+        if axes <= fixed:
+            flow.ties.freeze(factor, f"{flow.where(node)}: gives an axis a size that counts no channels")
+        else:
+            result.append(move.collapse(factor, sorted(axes & fixed), flow.ties))
+    return tuple(result)
 
 
 def unflatten_rule(flow: Flow, node: Node) -> Labels:
@@ -59,7 +73,7 @@ def unflatten_rule(flow: Flow, node: Node) -> Labels:
     name = "sizes" if "sizes" in node.kwargs else "unflattened_size"
     where = ("args", 2) if len(node.args) > 2 else ("kwargs", name)
     for offset, size in enumerate(sizes):
-        template = count_of(factor_on(labels, start + offset), start + offset, flow.value(size))
+        template = count_of(factor_on(labels, start + offset), start + offset, flow.channel_count(size))
         if isinstance(template, Count):
             flow.edit(node, (*where, offset), template)
     return labels

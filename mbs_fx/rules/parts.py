@@ -46,14 +46,27 @@ def stack_rule(flow: Flow, node: Node) -> Labels:
     return move.concatenate(operands, axis, flow.ties, f"{flow.where(node)}: meets channels that stay")
 
 
-def _parts(flow: Flow, node: Node, axis: int) -> list[Labels]:
+def _parts(flow: Flow, node: Node, labels: Labels, axis: int) -> list[Labels]:
     result: list[Labels] = []
     start = 0
     for part in flow.shapes[node.name]:
         size = part.shape[axis]
-        result.append(_taken(flow, node, flow.of(node.args[0]), axis, start, start + size))
+        result.append(_taken(flow, node, labels, axis, start, start + size))
         start += size
     return result
+
+
+def _separable(flow: Flow, labels: Labels, axis: int) -> Labels:
+    """Labels of a tensor of which parts along an axis are taken: there each part must shrink along that axis.
+
+    What varies along further axes as well is tied across those.
+    """
+    factor = factor_on(labels, axis)
+    if factor is None or move.shrinking_axis(factor) != axis:
+        return labels
+    rest = [a for a in move.varying(factor) if a != axis]
+    single = move.collapse(factor, rest, flow.ties) if rest else factor
+    return tuple(single if f is factor else f for f in labels)
 
 
 def _taken(flow: Flow, node: Node, labels: Labels, axis: int, start: int, stop: int) -> Labels:
@@ -67,8 +80,9 @@ def _taken(flow: Flow, node: Node, labels: Labels, axis: int, start: int, stop: 
 def chunk_rule(flow: Flow, node: Node) -> Any:
     """Equal parts stay equal."""
     axis = _axis(flow, node, 2)
-    parts = _parts(flow, node, axis)
-    factor = factor_on(flow.of(node.args[0]), axis)
+    labels = _separable(flow, flow.of(node.args[0]), axis)
+    parts = _parts(flow, node, labels, axis)
+    factor = factor_on(labels, axis)
     size = flow.shape(node.args[0])[axis]
     if factor is not None:
         if size % len(parts):
@@ -80,8 +94,8 @@ def chunk_rule(flow: Flow, node: Node) -> Any:
 def split_rule(flow: Flow, node: Node) -> Any:
     """``split(x, size or sizes, dim)``: sizes on an axis that shrinks are counted anew."""
     axis = _axis(flow, node, 2)
-    parts = _parts(flow, node, axis)
-    labels = flow.of(node.args[0])
+    labels = _separable(flow, flow.of(node.args[0]), axis)
+    parts = _parts(flow, node, labels, axis)
     if factor_on(labels, axis) is None:
         return parts
     sizes = [part.shape[axis] for part in flow.shapes[node.name]]
@@ -178,27 +192,21 @@ def _basic_index(flow: Flow, node: Node, items: list[Any], values: list[Any], si
 def _slice(
     flow: Flow, node: Node, labels: Labels, axis: int, item: Any, value: slice, where: tuple[str | int, ...]
 ) -> Labels:
-    factor = factor_on(labels, axis)
-    if factor is None or value == slice(None):
+    if factor_on(labels, axis) is None or value == slice(None):
         return labels
+    labels = _separable(flow, labels, axis)
+    factor = factor_on(labels, axis)
+    assert factor is not None
     start, stop, step = value.indices(factor.shape[axis])
-    why = "takes every n-th channel" if step != 1 else _not_counted(factor, axis)
-    if why is not None:
-        if why:
-            flow.freeze(node, why)
+    if step != 1:
+        flow.freeze(node, "takes every n-th channel")
+    if step != 1 or move.shrinking_axis(factor) != axis:
         return move.take(labels, axis, value)
     bounds = [_before(factor, axis, b) for b in (start, stop)]
     keep_open = [getattr(item, name) is None for name in ("start", "stop")]
     template = slice(*(None if is_open else bound for is_open, bound in zip(keep_open, bounds, strict=True)))
     flow.edit(node, where, template)
     return _taken(flow, node, labels, axis, start, stop)
-
-
-def _not_counted(factor: move.Factor, axis: int) -> str | None:
-    """Why bounds on an axis are not counted anew: "" where the axis keeps its size, None where they are."""
-    if move.shrinking_axis(factor) != axis:
-        return ""
-    return None if move.varying(factor) == (axis,) else "takes a part of an axis that was split off the channels"
 
 
 def _before(factor: move.Factor, axis: int, position: int) -> Any:
@@ -210,18 +218,15 @@ def narrow_rule(flow: Flow, node: Node) -> Any:
     """``narrow(x, dim, start, length)``."""
     axis = _axis(flow, node, 1)
     start, length = (int(flow.value(flow.arg(node, i, n))) for i, n in ((2, "start"), (3, "length")))
-    labels = flow.of(node.args[0])
+    labels = _separable(flow, flow.of(node.args[0]), axis)
     factor = factor_on(labels, axis)
     taken = _taken(flow, node, labels, axis, start, start + length)
-    why = None if factor is None else _not_counted(factor, axis)
-    if why:
-        return flow.freeze(node, why)
-    if why == "":
+    if factor is None or move.shrinking_axis(factor) != axis:
         return taken
-    if factor is not None and len(node.args) == 4:
+    if len(node.args) == 4:
         flow.edit(node, ("args", 2), _before(factor, axis, start))
         flow.edit(node, ("args", 3), Count(np.take(factor, range(start, start + length), axis)))
-    elif factor is not None:
+    else:
         return flow.freeze(node, "narrow with keyword arguments")
     return taken
 
