@@ -1,36 +1,64 @@
-"""From target widths to kept choices per cell, and back.
+"""From target widths to kept choices per cell, for many plans at once, and back for one.
 
 Semantics (rules 3 and 4 of docs/semantics.md)
 - A stream's target is ceil(beta x width); where the design makes it a multiple of another stream, that multiple.
-  Groups and shuffles round it up to the next feasible width.
+  Groups and shuffles round it up to the next feasible width, and so does the multiple that the caller asks for.
 - Streams are served in the order of macroblocks, those bound by additions first: channels shared with an earlier
   stream are already decided, the new ones make up the difference.
 - Where counting does not come out even inside an opaque segment, the segment keeps its width.
+- Counts are arrays (cells, plans) of whole numbers; shares of cells are brought to a common denominator.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mbs_fx.analysis import Analysis, Cell, Stream, Width
 from mbs_fx.errors import MBSError
 
+Counts = NDArray[np.int64]
 
-def targets(analysis: Analysis, wanted: Callable[[Stream], int], fixed: Mapping[int, int]) -> dict[int, int]:
-    """Target width of every stream; ``wanted`` is ceil(beta x width), ``fixed`` what the caller decided."""
-    result: dict[int, int] = {}
 
-    def target(stream: Stream) -> int:
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """Widths are multiples of ``multiple`` and at least ``least``, but never above the original."""
+
+    multiple: int = 1
+    least: int = 1
+
+
+ALL = Grain()
+"""Every width will do."""
+
+
+def targets(
+    analysis: Analysis,
+    wanted: Callable[[Stream], Any],
+    fixed: Mapping[int, int],
+    free: Collection[int] = (),
+    grain: Grain = ALL,
+) -> dict[int, Any]:
+    """Target width of every stream: a number, or one number per plan.
+
+    ``wanted`` is ceil(beta x width), ``fixed`` what the caller decided, ``free`` are streams that follow no other.
+    """
+    result: dict[int, Any] = {}
+
+    def target(stream: Stream) -> Any:
         if stream.index not in result:
             if stream.index in fixed:
-                value = fixed[stream.index]
-            elif stream.base is not None:
-                value = stream.ratio * target(analysis.streams[stream.base])
+                result[stream.index] = fixed[stream.index]
+            elif stream.base is not None and stream.index not in free:
+                multiple = stream.ratio * target(analysis.streams[stream.base])
+                result[stream.index] = _feasible(analysis, stream, multiple, grain)
             else:
-                value = wanted(stream)
-            result[stream.index] = min(stream.width, _feasible(analysis, stream, value))
+                result[stream.index] = _feasible(analysis, stream, wanted(stream), grain)
         return result[stream.index]
 
     for stream in analysis.streams:
@@ -38,64 +66,98 @@ def targets(analysis: Analysis, wanted: Callable[[Stream], int], fixed: Mapping[
     return result
 
 
-def _feasible(analysis: Analysis, stream: Stream, width: int) -> int:
-    """The next width that groups and shuffles allow."""
-    unit = stream.step
+def _feasible(analysis: Analysis, stream: Stream, width: Any, grain: Grain) -> Any:
+    """The next width that groups, shuffles and the caller's grain allow."""
+    unit, fixed = step_of(analysis, stream), stream.out.fixed
+    number = np.maximum(-((fixed - np.maximum(width, grain.least)) // unit), 1)
+    period = grain.multiple // math.gcd(unit, grain.multiple)
+    first = next((n for n in range(period) if (fixed + n * unit) % grain.multiple == 0), None)
+    if first is not None:
+        number = number + (first - number) % period
+    return np.minimum(stream.width, fixed + number * unit)
+
+
+def step_of(analysis: Analysis, stream: Stream) -> int:
+    """The part of a stream's width that is chosen is a multiple of this."""
     if len(stream.out.terms) == 1:
         cell, share = stream.out.terms[0]
-        unit = math.lcm(unit, math.ceil(share) * analysis.cells[cell].step)
-    free = width - stream.out.fixed
-    return stream.out.fixed + max(1, math.ceil(free / unit)) * unit
+        return math.lcm(stream.step, math.ceil(share) * analysis.cells[cell].step)
+    return stream.step
 
 
-def allocate(analysis: Analysis, target: Mapping[int, int]) -> list[int]:
-    """Kept choices per cell that give every stream its target, as far as shared channels allow."""
-    kept: list[int | None] = [cell.size if cell.frozen else None for cell in analysis.cells]
-    in_order = sorted(analysis.streams, key=lambda s: (s.macroblock, not s.added, -s.width, s.index))
-    for stream in in_order:
-        _serve(analysis.cells, stream.out, target[stream.index], kept)
-    decided = [cell.size if k is None else k for cell, k in zip(analysis.cells, kept, strict=True)]
-    return _evened(analysis, decided)
+def integers(width: Width) -> tuple[int, list[tuple[int, int]]]:
+    """The shares of a width over their common denominator: (denominator, [(cell, numerator)])."""
+    whole = math.lcm(*(share.denominator for _, share in width.terms))
+    return whole, [(cell, share.numerator * (whole // share.denominator)) for cell, share in width.terms]
 
 
-def _serve(cells: Sequence[Cell], out: Width, target: int, kept: list[int | None]) -> None:
-    """Decide the open cells of a width so that it comes to ``target``, in proportion to their sizes."""
-    rest = Fraction(target - out.fixed)
-    open_terms: list[tuple[int, Fraction]] = []
-    for cell, share in out.terms:
-        count = kept[cell]
-        if count is None:
-            open_terms.append((cell, share))
-        else:
-            rest -= share * count
-    open_terms.sort(key=lambda term: (-cells[term[0]].step * term[1], term[0]))
-    room = sum((share * cells[cell].size for cell, share in open_terms), Fraction(0))
-    for position, (cell, share) in enumerate(open_terms):
-        size, step = cells[cell].size, cells[cell].step
-        last = position == len(open_terms) - 1
-        exact = max(rest, Fraction(0)) * size / room if room else Fraction(size)
-        count = (math.ceil(exact / step) if last else round(exact / step)) * step
-        kept[cell] = count = min(size, max(step, count))
-        rest -= share * count
-        room -= share * size
+def allocate(analysis: Analysis, target: Mapping[int, Any], plans: int, whole: Collection[int] = ()) -> Counts:
+    """Kept choices (cells, plans) that give every stream its target, as far as shared channels allow.
+
+    The cells in ``whole`` keep all of their choices.
+    """
+    filling = _Filling(analysis.cells, plans, whole)
+    for stream in sorted(analysis.streams, key=lambda s: (s.macroblock, not s.added, -s.width, s.index)):
+        filling.serve(stream.out, target[stream.index])
+    return _evened(analysis, filling.counts)
 
 
-def _evened(analysis: Analysis, kept: list[int]) -> list[int]:
+class _Filling:
+    """Counts while streams are served one after the other."""
+
+    def __init__(self, cells: Sequence[Cell], plans: int, whole: Collection[int] = ()) -> None:
+        self.cells = cells
+        self.open = {cell.index for cell in cells if not cell.frozen} - set(whole)
+        self.counts = np.repeat(np.array([cell.size for cell in cells], np.int64)[:, None], plans, axis=1)
+
+    def serve(self, out: Width, target: Any) -> None:
+        """Decide the open cells of a width so that it comes to ``target``, in proportion to their sizes."""
+        denominator, terms = integers(out)
+        rest = np.broadcast_to(denominator * (target - out.fixed), self.counts.shape[1:])
+        for cell, share in terms:
+            if cell not in self.open:
+                rest = rest - share * self.counts[cell]
+        left = [(cell, share) for cell, share in terms if cell in self.open]
+        left.sort(key=lambda term: (-self.cells[term[0]].step * term[1], term[0]))
+        room = sum(share * self.cells[cell].size for cell, share in left)
+        for cell, share in left:
+            size, step = self.cells[cell].size, self.cells[cell].step
+            exact = np.maximum(rest, 0) * size, room * step
+            steps = _round_up(*exact) if cell == left[-1][0] else _round(*exact)
+            self.counts[cell] = np.clip(steps * step, min(step, size), size)
+            rest = rest - share * self.counts[cell]
+            room -= share * size
+        self.open -= {cell for cell, _ in left}
+
+
+def _round_up(numerator: Counts, denominator: int) -> Counts:
+    return -(-numerator // denominator)
+
+
+def _round(numerator: Counts, denominator: int) -> Counts:
+    """To the nearest whole number, halves to the even one."""
+    low = numerator // denominator
+    twice = 2 * (numerator - low * denominator)
+    return low + ((twice > denominator) | ((twice == denominator) & (low % 2 == 1)))
+
+
+def _evened(analysis: Analysis, counts: Counts) -> Counts:
     """Give up on opaque segments in which some tensor would have a fractional size."""
+    segment = np.array([-1 if c.segment is None else c.segment for c in analysis.cells])
+    size = np.array([c.size for c in analysis.cells], np.int64)[:, None]
+    split = {w for axes in analysis.tensors.values() for w in axes if any(s.denominator > 1 for _, s in w.terms)}
     while True:
-        odd = {
-            cell
-            for axes in analysis.tensors.values()
-            for width in axes
-            if width.size(kept).denominator != 1
-            for cell in width.cells
-        }
-        broken = {analysis.cells[c].segment for c in odd} - {None}
-        again = [i for i, c in enumerate(analysis.cells) if c.segment in broken and kept[i] != c.size]
-        if not again:
-            return kept
-        for index in again:
-            kept[index] = analysis.cells[index].size
+        changed = False
+        for width in split:
+            denominator, terms = integers(width)
+            odd = sum(share * counts[cell] for cell, share in terms) % denominator != 0
+            inside = np.isin(segment, [s for c in width.cells if (s := segment[c]) >= 0])
+            again = inside[:, None] & odd & (counts != size)
+            if again.any():
+                counts = np.where(again, size, counts)
+                changed = True
+        if not changed:
+            return counts
 
 
 def from_widths(analysis: Analysis, widths: Mapping[str, int]) -> list[int]:
@@ -103,37 +165,51 @@ def from_widths(analysis: Analysis, widths: Mapping[str, int]) -> list[int]:
 
     Raises `MBSError` naming the first layer whose width cannot be had.
     """
-    kept: list[int | None] = [cell.size if cell.frozen else None for cell in analysis.cells]
-    wanted: dict[int, int] = {}
-    for stream in analysis.streams:
-        paths = [analysis.by_name[name].target for name in stream.convs]
-        given = [widths[p] for p in paths if p in widths]
-        wanted[stream.index] = given[0] if given else stream.width
+    wanted = {stream.index: _agreed(analysis, stream, widths) for stream in analysis.streams}
+    filling = _Filling(analysis.cells, 1)
     pending = sorted(analysis.streams, key=lambda s: (len(s.out.terms), s.width))
     while pending:
-        clear = [s for s in pending if sum(kept[cell] is None for cell, _ in s.out.terms) <= 1] or pending[:1]
+        clear = [s for s in pending if len(filling.open.intersection(s.out.cells)) <= 1] or pending[:1]
         for stream in clear:
-            _serve(analysis.cells, stream.out, wanted[stream.index], kept)
+            filling.serve(stream.out, wanted[stream.index])
         served = {s.index for s in clear}
         pending = [s for s in pending if s.index not in served]
-    decided = [cell.size if k is None else k for cell, k in zip(analysis.cells, kept, strict=True)]
+    decided: list[int] = filling.counts[:, 0].tolist()
     for stream in analysis.streams:
-        size = stream.out.size(decided)
-        if size != wanted[stream.index]:
-            path = analysis.by_name[stream.convs[0]].target
-            raise MBSError(
-                f"{path}: a width of {wanted[stream.index]} cannot be had, the nearest is {size} of "
-                f"{stream.width}. Its channels are shared with {_partners(analysis, stream)}."
-            )
+        check_had(analysis, stream, wanted[stream.index], int(stream.out.size(decided)))
     return decided
 
 
-def _partners(analysis: Analysis, stream: Stream) -> str:
+def _agreed(analysis: Analysis, stream: Stream, widths: Mapping[str, int]) -> int:
+    """The width that a plan gives to a stream: all of its convolutions must have the same."""
+    by_width: dict[int, list[str]] = {}
+    for path in dict.fromkeys(analysis.by_name[name].target for name in stream.convs):
+        if path in widths:
+            by_width.setdefault(widths[path], []).append(path)
+    if len(by_width) > 1:
+        few, *others = sorted(by_width.items(), key=lambda item: len(item[1]))
+        rest = [f"{path} ({width})" for width, paths in others for path in paths]
+        text = ", ".join(rest[:12]) + (f" and {len(rest) - 12} more" if len(rest) > 12 else "")
+        raise MBSError(
+            f"{few[1][0]}: the plan gives it the width {few[0]}, but it has the same channels as {text}: give all of "
+            f"them one width, or plan anew with widths={{{few[1][0]!r}: {few[0]}}}, which takes them along"
+        )
+    return next(iter(by_width), stream.width)
+
+
+def check_had(analysis: Analysis, stream: Stream, wanted: int, size: int) -> None:
+    """Raise `MBSError` where a stream does not get the width that was asked for."""
+    if size == wanted:
+        return
+    path = analysis.by_name[stream.convs[0]].target
+    others = partners(analysis, stream)
+    why = f"It shares channels with {others}: change those with it" if others else "Groups or shuffles ask for it"
+    raise MBSError(f"{path}: a width of {wanted} cannot be had, the nearest is {size} of {stream.width}. {why}.")
+
+
+def partners(analysis: Analysis, stream: Stream, most: int = 6) -> str:
+    """One convolution of each other width group that a stream shares channels with, for messages."""
     cells = set(stream.out.cells)
-    others = [
-        analysis.by_name[s.convs[0]].target
-        for s in analysis.streams
-        if s.index != stream.index and cells & set(s.out.cells)
-    ]
-    paths = [*dict.fromkeys(analysis.by_name[n].target for n in stream.convs[1:]), *others]
-    return ", ".join(paths[:4]) or "the groups of its own convolution"
+    others = [s for s in analysis.streams if s.index != stream.index and cells & set(s.out.cells)]
+    paths = [analysis.by_name[s.convs[0]].target for s in others]
+    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")

@@ -12,7 +12,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
@@ -141,6 +141,38 @@ class Stream:
     step: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """Memory that feature maps take turns in: ``fixed`` bytes for every channel of ``widths``.
+
+    It is held while the graph runs from its node number ``first`` to ``last``.
+    """
+
+    first: int
+    last: int
+    fixed: int
+    widths: tuple[Width, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One node of the graph: what it does, the modules that it stands in, and the nodes that it reads.
+
+    ``kind`` is the class of a module or the name of a function, ``path`` the module's path (empty for a function),
+    ``shape`` that of the (first) output, ``kernel`` and ``step`` the window of a convolution or a pooling layer.
+    """
+
+    name: str
+    op: str
+    kind: str
+    path: str
+    scope: tuple[str, ...]
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    step: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Analysis:
     """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it."""
@@ -157,11 +189,20 @@ class Analysis:
     kept: Mapping[str, str]
     notes: tuple[str, ...] = ()
     fingerprint: str = ""
+    buffers: Mapping[str, tuple[Width, ...]] = field(default_factory=dict[str, tuple[Width, ...]])
+    element_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    maps: tuple[FeatureMap, ...] = ()
+    operations: tuple[Operation, ...] = ()
 
     def __str__(self) -> str:
         from mbs_fx.report import analysis_text
 
         return analysis_text(self)
+
+    def _repr_html_(self) -> str:
+        from mbs_fx.report import analysis_html
+
+        return analysis_html(self)
 
     @cached_property
     def by_name(self) -> Mapping[str, Conv]:

@@ -26,6 +26,8 @@ from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
 from mbs_fx.errors import MBSError
 from mbs_fx.flow import Flow, run
 from mbs_fx.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
+from mbs_fx.memory import buffers, element_bytes, feature_maps
+from mbs_fx.operations import operations
 from mbs_fx.pairing import pair
 from mbs_fx.shapes import infer
 from mbs_fx.streams import find_segments, find_streams
@@ -227,6 +229,10 @@ def _assemble(
         streams=streams,
         tensors=_tensors(flow, choices),
         kept=_kept(flow, choices, convs),
+        buffers=buffers(flow, choices),
+        element_bytes=element_bytes(flow.gm),
+        maps=feature_maps(flow, choices, geometry),
+        operations=operations(flow),
     )
 
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from mbs_fx.allocation import from_widths
 from mbs_fx.analyzing import facts
+from mbs_fx.composing import plan_in, relative
 from mbs_fx.errors import MBSError
 from mbs_fx.labels import Factor
 from mbs_fx.plan_result import Plan
@@ -41,6 +42,7 @@ def carry_optimizer(optimizer: Optimizer, gm: GraphModule, small: GraphModule) -
     plan: Any = small.meta.get("mbs")
     if not isinstance(plan, Plan):
         raise MBSError("carry_optimizer: the small network carries no plan; it was not made by mbs_fx.rewrite")
+    plan = relative(plan_in(gm), plan)
     found = facts(gm, plan.input_shapes)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     axes = {f"{p}.{n}": a for p, layer in found.flow.layers.items() for n, a in layer.tensors.items()}

@@ -43,8 +43,10 @@ class Plan:
     """Widths for a network.
 
     ``widths`` and ``before`` map module paths to output widths; ``kept`` says what keeps its width and why;
-    ``params`` and ``flops`` (multiply-adds of the convolutions, one image) are (before, after).  After a rewrite
-    ``channels`` maps module paths to the indices of the output channels that were kept.
+    ``params``, ``flops`` (multiply-adds of the convolutions, one image), ``model_bytes`` (parameters and buffers) and
+    ``activation_bytes`` (feature maps of one image at the moment when they are most) are (before, after).  After a
+    rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
+    share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
     """
 
     z: float | None
@@ -56,6 +58,9 @@ class Plan:
     params: tuple[int, int]
     flops: tuple[int, int]
     input_shapes: tuple[tuple[int, ...], ...]
+    model_bytes: tuple[int, int] = (0, 0)
+    activation_bytes: tuple[int, int] = (0, 0)
+    beyond: float = 0.0
     images: int = 0
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
@@ -107,11 +112,36 @@ def _plan_of(data: dict[str, Any]) -> Plan:
     try:
         rows = [{k: _tuples(v) for k, v in row.items()} for row in fields.pop("macroblocks")]
         fields["channels"] = {path: tuple(index) for path, index in fields.get("channels", {}).items()}
-        for name in ("boundary", "params", "flops", "input_shapes", "notes"):
-            fields[name] = _tuples(fields[name])
-        return Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)
-    except (KeyError, TypeError) as error:
-        raise MBSError(f"the plan is incomplete or was edited into something else: {error}") from error
+        for name in ("boundary", "params", "flops", "model_bytes", "activation_bytes", "input_shapes", "notes"):
+            if name in fields:
+                fields[name] = _tuples(fields[name])
+        found = Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise MBSError(f"the plan is incomplete or was edited into something else: {error!r}") from error
+    _check(found)
+    return found
+
+
+def _check(plan: Plan) -> None:
+    """Raise `MBSError` naming the first entry that cannot be, for instance after an edit by hand."""
+    for name in ("widths", "before", "kept", "channels"):
+        if not isinstance(getattr(plan, name), dict):
+            raise MBSError(f'the plan was edited into something else: "{name}" maps module paths, as {{"conv1": ...}}')
+    for name in ("params", "flops", "model_bytes", "activation_bytes"):
+        if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
+            raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
+    for path, width in plan.widths.items():
+        most = plan.before.get(path)
+        if most is None:
+            raise MBSError(f'{path}: the plan gives it a width, but has no convolution of that name in "before"')
+        if not isinstance(width, int) or not 1 <= width <= most:
+            raise MBSError(f"{path}: a width of {width!r} is not a whole number between 1 and {most}")
+    for path, kept in plan.channels.items():
+        if plan.widths.get(path, len(kept)) != len(kept):
+            raise MBSError(
+                f"{path}: the plan gives it the width {plan.widths[path]}, but lists {len(kept)} channels that were "
+                'kept; empty "channels" in the file, and they are chosen anew'
+            )
 
 
 def _tuples(value: Any) -> Any:

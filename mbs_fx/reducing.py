@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
 from mbs_fx.analyzing import Example, analyze, input_shapes
+from mbs_fx.composing import plan_in
 from mbs_fx.density import measure
 from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
+from mbs_fx.latency import latency_of
+from mbs_fx.overrides import Key
 from mbs_fx.planning import plan
 from mbs_fx.resizing import Init
 from mbs_fx.rewriting import rewrite
+from mbs_fx.rounding import block
 from mbs_fx.selection import Criterion
+from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
 
 
@@ -26,29 +32,47 @@ def reduce(
     images: Any = None,
     *,
     example: Example = None,
-    z: float = 1.0,
-    betas: Mapping[Any, float] | None = None,
-    widths: Mapping[str, int] | None = None,
+    z: float | None = None,
     density: Density | None = None,
     init: Init = "inherit",
     criterion: Criterion = "l1",
     opaque: Iterable[str | type[nn.Module]] = (),
+    device: torch.device | str | None = None,
+    betas: Mapping[Any, float] | None = None,
+    widths: Mapping[Any, int] | None = None,
+    keep: Key | Iterable[Key] = (),
+    round_to: int | Literal["auto"] = 1,
+    min_width: int = 1,
+    max_params: float | str | None = None,
+    max_flops: float | str | None = None,
+    max_bytes: float | str | None = None,
+    max_latency_ms: float | str | None = None,
     **measuring: Any,
 ) -> GraphModule:
     """Trace, analyze, measure, plan and rewrite: a new, trainable, smaller network.
 
     Args:
-        model: a traced graph or an ``nn.Module``, in eval mode where images are given; not changed.
+        model: a traced graph or an ``nn.Module``, in eval mode where images are given; not changed.  A network that
+            was reduced before is reduced further; its plan stays one of the original.
         images: any iterable of batches, a ``DataLoader``, or a map-style dataset.  None takes densities as equal
             (p = 1); then the input's shape must be known from ``example`` or the graph.
         example: an input tensor or its shape.
-        z: the threshold in multiples of the input size.
-        betas: as for `plan`, in place of Algorithm 1.
-        widths: as for `plan`.
+        z: the threshold in multiples of the input size, 1 where nothing else is said.
         density: an earlier measurement of this graph.
         init: as for `rewrite`.
         criterion: as for `rewrite`.
         opaque: as for `analyze`.
+        device: where to measure densities and latency; None where the parameters are.
+        betas: as for `plan`, like everything down to ``max_bytes``.
+        widths: see ``betas``.
+        keep: see ``betas``.
+        round_to: see ``betas``; "auto" takes the block of ``device`` and of the model's type (`mbs_fx.rounding`).
+        min_width: see ``betas``.
+        max_params: see ``betas``.
+        max_flops: see ``betas``.
+        max_bytes: see ``betas``.
+        max_latency_ms: the most milliseconds for one image on ``device``, or a share of the original's; candidates
+            are built and timed.
         measuring: further arguments of `measure`.
 
     Returns:
@@ -60,17 +84,40 @@ def reduce(
         raise MBSError("reduce: give images or a density, not both")
     if images is not None and example is None:
         images, example = _peek(images)
-    gm = model if isinstance(model, GraphModule) else trace(model, example)
+    gm = _graph(model, example)
     analysis = analyze(gm, input_shapes(gm, example), opaque=opaque)
-    if images is not None and betas is None:
-        density = measure(gm, images, analysis=analysis, **measuring)
-    return rewrite(
-        gm,
-        plan(analysis, density, z, betas=betas, widths=widths),
-        init=init,
-        criterion=criterion,
-        opaque=opaque,
+    if images is not None:
+        density = measure(gm, images, analysis=analysis, z=1.0 if z is None else z, device=device, **measuring)
+    if round_to == "auto":
+        place, dtype = place_and_dtype(gm)
+        round_to = block(place if device is None else torch.device(device), dtype)
+    made = plan(
+        analysis,
+        density,
+        z,
+        betas=betas,
+        widths=widths,
+        keep=keep,
+        round_to=round_to,
+        min_width=min_width,
+        max_params=max_params,
+        max_flops=max_flops,
+        max_bytes=max_bytes,
+        max_latency_ms=max_latency_ms,
+        latency=None if max_latency_ms is None else latency_of(gm, device=device, opaque=opaque),
     )
+    return rewrite(gm, made, init=init, criterion=criterion, opaque=opaque)
+
+
+def _graph(model: nn.Module, example: Example) -> GraphModule:
+    """The model as a graph that knows the plan which the model was made by, if any."""
+    if isinstance(model, GraphModule):
+        return model
+    gm = trace(model, example)
+    earlier = plan_in(model)
+    if earlier is not None:
+        gm.meta["mbs"] = earlier
+    return gm
 
 
 def _peek(images: Any) -> tuple[Any, Tensor]:

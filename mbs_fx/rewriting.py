@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from mbs_fx.allocation import from_widths
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Facts, facts
+from mbs_fx.composing import compose, plan_in, recounted, relative
 from mbs_fx.edits import apply_edits, counted_constants
 from mbs_fx.errors import MBSError
 from mbs_fx.flow import attribute
@@ -47,14 +48,16 @@ def rewrite(
 
     Args:
         model: the traced graph or the original module; not changed.
-        plan: for this network.  Where it records kept channels (``plan.channels``), those are kept.
+        plan: for this network.  Where it records kept channels (``plan.channels``), those are kept.  A network that
+            was reduced before takes a plan made on it, or one of its original.
         init: "inherit" slices the weights, "fresh" initialises every layer anew, a callable is applied to
             every module of the small network.
         criterion: which channels stay; see `mbs_fx.selection.select`.
         opaque: as for `analyze`, the same as when the plan was made.
 
     Returns:
-        The small network; ``meta["mbs"]`` holds the plan with the kept channels filled in.
+        The small network; ``meta["mbs"]`` holds the plan with the kept channels filled in, always as a plan of
+        the original (`mbs_fx.composing`).
 
     Raises:
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.
@@ -62,6 +65,8 @@ def rewrite(
     """
     if init not in ("inherit", "fresh") and not callable(init):
         raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
+    earlier = plan_in(model)
+    plan = relative(earlier, plan)
     if isinstance(model, GraphModule):
         small, keep, resizer = _rewrite_graph(model, plan, criterion, tuple(opaque))
         _check_runs(keep.facts, small)
@@ -70,11 +75,14 @@ def rewrite(
 
         small, keep, resizer = rewrite_module(model, plan, criterion, tuple(opaque))
     initialise(small, init)
-    notes = plan.notes
+    analysis = keep.facts.analysis
+    made = recounted(analysis, plan, keep.counts)
+    notes = made.notes
     if resizer.fresh and init == "inherit":
         notes = (*notes, f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}")
     reduced: Any = small
-    reduced.meta = {**getattr(model, "meta", {}), "mbs": replace(plan, channels=keep.channels(), notes=notes)}
+    made = replace(made, channels=keep.channels(), notes=notes)
+    reduced.meta = {**getattr(model, "meta", {}), "mbs": compose(earlier, made, analysis)}
     return small  # type: ignore[return-value]
 
 

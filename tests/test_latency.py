@@ -1,0 +1,108 @@
+"""Latency of the network that a plan makes, and plans that keep within one."""
+
+import pytest
+import torch
+from torch import nn
+
+import mbs_fx
+from mbs_fx import MBSError
+
+SHAPE = (1, 3, 32, 32)
+
+
+@pytest.fixture
+def gm():
+    def conv(i, o):
+        return nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+
+    layers = [conv(3, 8), nn.MaxPool2d(2), conv(8, 16), conv(16, 16), nn.MaxPool2d(2), conv(16, 32), conv(32, 32)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    return torch.fx.symbolic_trace(net.eval())
+
+
+@pytest.fixture
+def plan(gm):
+    return mbs_fx.plan(mbs_fx.analyze(gm, SHAPE), z=0.3)
+
+
+def test_it_is_the_network_of_the_plan_that_is_timed(gm, plan):
+    seen = []
+
+    def prepare(small):
+        def run(x):
+            seen.append((small.get_submodule("3.0").out_channels, tuple(x.shape), small.training))
+            return small(x)
+
+        return run
+
+    latency = mbs_fx.latency_of(gm, batch=4, repetitions=3, warmup=2, prepare=prepare)
+    assert latency(plan) > 0
+    assert seen == [(plan.widths["3.0"], (4, 3, 32, 32), False)] * 5
+
+
+def test_equal_widths_are_timed_once(gm, plan):
+    latency = mbs_fx.latency_of(gm, repetitions=3)
+    assert latency(plan) == latency(plan)
+    assert len(latency.measured) == 1
+
+
+def test_large_networks_take_longer(gm):
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    small, full = (mbs_fx.plan(analysis, betas=dict.fromkeys((32, 16, 8), beta)) for beta in (0.125, 1.0))
+    latency = mbs_fx.latency_of(gm, batch=64, repetitions=9)
+    assert latency(small) < latency(full)
+
+
+def test_nothing_changes(gm, plan):
+    before = {name: tensor.clone() for name, tensor in gm.state_dict().items()}
+    state = torch.get_rng_state()
+    mbs_fx.latency_of(gm, repetitions=1)(plan)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in gm.state_dict().items())
+
+
+def test_reduce_within_a_latency(gm):
+    loose = mbs_fx.reduce(gm, example=SHAPE, max_latency_ms=1e6)
+    assert loose.meta["mbs"].reduction == 0
+    assert any(note.startswith("latency ") for note in loose.meta["mbs"].notes)
+    with pytest.raises(MBSError, match=r"max_latency_ms = 1e-06: the smallest network .* takes .* ms, the original"):
+        mbs_fx.reduce(gm, example=SHAPE, max_latency_ms=1e-6)
+
+
+def test_the_smallest_that_is_fast_enough(gm):
+    # A clock of its own: a millisecond for each million multiply-adds.
+    class Clock:
+        def __init__(self):
+            self.asked = 0
+
+        def __call__(self, plan):
+            self.asked += 1
+            return plan.flops[1] / 1e6
+
+    clock, analysis = Clock(), mbs_fx.analyze(gm, SHAPE)
+    plan = mbs_fx.plan(analysis, max_latency_ms="70%", latency=clock)
+    assert plan.widths == mbs_fx.plan(analysis, max_flops="70%").widths
+    assert clock.asked < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "cuda:77"}, "device cuda:77"),
+        ({"device": "nonsense"}, "device nonsense"),
+        ({"repetitions": 0}, "repetitions = 0"),
+        ({"batch": 0}, "batch = 0"),
+    ],
+)
+def test_what_cannot_be_timed(gm, arguments, message):
+    with pytest.raises(MBSError, match=message):
+        mbs_fx.latency_of(gm, **arguments)
+
+
+def test_what_is_no_graph_or_has_no_numbers():
+    with pytest.raises(MBSError, match="not a traced graph"):
+        mbs_fx.latency_of(nn.Conv2d(3, 4, 1))
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.raises(MBSError, match="no numbers"):
+        mbs_fx.latency_of(torch.fx.symbolic_trace(net))
