@@ -45,7 +45,8 @@ class Resizer:
                 new = new.narrow(axis, 0, self.keep.extent(vector))
             elif len(indices) < new.shape[axis]:
                 new = new.index_select(axis, torch.from_numpy(indices).to(new.device))
-        new = new.clone(memory_format=torch.contiguous_format) if new.dim() != 4 else new.clone()
+        if new.data_ptr() == tensor.data_ptr() or not new.is_contiguous():
+            new = new.clone(memory_format=torch.contiguous_format) if new.dim() != 4 else new.clone()
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         self._done[id(tensor)] = new
@@ -75,6 +76,8 @@ class Resizer:
         return new
 
     def _is_opaque(self, layer: Layer) -> bool:
+        if not self.keep.facts.choices.opaque_cells:
+            return False
         vectors = [v for axes in layer.tensors.values() for v in axes if v is not None]
         changed = any(self.keep.extent(v) != v.shape[-1] for v in vectors)
         return changed and any(self.keep.indices(v) is None for v in vectors)
@@ -83,9 +86,11 @@ class Resizer:
 def _shallow(module: nn.Module) -> nn.Module:
     """A copy that shares nothing that is written to; tensors and children are replaced by the caller."""
     new = module.__class__.__new__(module.__class__)
-    new.__dict__ = {
-        name: value.copy() if isinstance(value, dict | list | set) else value for name, value in module.__dict__.items()
-    }
+    held = module.__dict__.copy()
+    for name, value in held.items():
+        if isinstance(value, dict | list | set):
+            held[name] = value.copy() if value else type(value)()
+    new.__dict__ = held
     return new
 
 

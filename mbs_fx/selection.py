@@ -10,7 +10,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -30,11 +30,15 @@ Criterion = str | Callable[[str, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Keep:
-    """``stays[label]`` for labels that are followed; ``counts[cell]`` out of ``facts``' cell sizes for opaque ones."""
+    """``stays[label]`` for labels that are followed; ``counts[cell]`` out of ``facts``' cell sizes for opaque ones.
+
+    ``found`` remembers positions by the identity of an axis, and the axis: a layer's tensors share theirs.
+    """
 
     facts: Facts
     stays: NDArray[np.bool_]
     counts: tuple[int, ...]
+    found: dict[int, tuple[Factor, NDArray[np.int64] | None]] = field(default_factory=dict[int, Any], repr=False)
 
     def size(self, factor: Factor) -> int:
         """How many positions stay along the shrinking axis of a factor."""
@@ -62,9 +66,11 @@ class Keep:
 
     def indices(self, axis: Factor) -> NDArray[np.int64] | None:
         """Positions of a tensor's axis that stay; None where only their number is known."""
-        if self.facts.choices.opaque[axis].any():
-            return None
-        return np.flatnonzero(self.stays[axis[0] if axis.ndim == 2 else axis])
+        if id(axis) not in self.found:
+            followed = not self.facts.choices.opaque[axis].any()
+            kept = np.flatnonzero(self.stays[axis[0] if axis.ndim == 2 else axis])
+            self.found[id(axis)] = axis, kept if followed else None
+        return self.found[id(axis)][1]
 
     def evaluate(self, template: Any) -> Any:
         """A constant with every `Count` in it replaced by its number."""
