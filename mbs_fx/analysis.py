@@ -188,6 +188,7 @@ class Analysis:
     tensors: Mapping[str, tuple[Width, ...]]
     kept: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    opaque: tuple[str, ...] = ()
     fingerprint: str = ""
     buffers: Mapping[str, tuple[Width, ...]] = field(default_factory=dict[str, tuple[Width, ...]])
     element_bytes: Mapping[str, int] = field(default_factory=dict[str, int])

@@ -163,6 +163,8 @@ def _why_no_convolution(gm: GraphModule) -> str:
             "the graph's weights are inputs, as torch.compile hands graphs to its backends: trace the model itself, "
             "mbs_fx.trace(model, example)"
         )
+    if any(isinstance(module, GraphModule) for module in gm.children()):
+        return "the graph calls other graphs, as after split_module: make it one, mbs_fx.trace(graph, example)"
     return "the graph has no convolution: there is nothing for macroblock scaling to do"
 
 

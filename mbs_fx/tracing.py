@@ -45,7 +45,7 @@ def trace(model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[
     shapes.
     ``leaves`` are module paths or classes to keep as single nodes.
     """
-    if isinstance(model, fx.GraphModule):
+    if isinstance(model, fx.GraphModule) and not calls_graphs(model):
         return model
     _require_traceable(model)
     chosen = leaves_of(model, leaves)
@@ -66,6 +66,12 @@ def trace(model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[
         gm.meta["mbs_notes"] += () if inputs is None else _notes(model, gm, inputs, strategy)
         return gm
     raise MBSError(_untraceable(model, wrong, inputs))
+
+
+def calls_graphs(gm: fx.GraphModule) -> bool:
+    """Whether a graph calls other graphs, as after ``split_module``."""
+    called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
+    return any(isinstance(gm.get_submodule(target), fx.GraphModule) for target in called)
 
 
 def _require_traceable(model: object) -> None:
