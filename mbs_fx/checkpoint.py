@@ -2,7 +2,7 @@
 
 - The file is written as a whole or not at all, at batch boundaries, so that a resumed measurement merges
   the same batches in the same order as one that was never interrupted.
-- It says what it belongs to (graph, weights, images, seed); anything else is refused.
+- It says what it belongs to (graph, weights, images, batch size, seed, precision); anything else is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ FORMAT = "mbs_fx.measurement 1"
 ARRAYS = ("mean", "scatter", "nonzero", "elements")
 
 
+@dataclass(frozen=True)
+class State:
+    """Totals, what they depend on, and the file they were read from."""
+
+    moments: Moments
+    identity: Mapping[str, Any]
+    path: Path
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """What the graph was analyzed for."""
+        return tuple(tuple(shape) for shape in self.identity["input_shapes"])
+
+
 def save(path: Path, moments: Moments, identity: Mapping[str, Any]) -> None:
     """Write the state of a measurement."""
     arrays = {name: np.ascontiguousarray(getattr(moments, name)) for name in ARRAYS}
@@ -35,8 +50,8 @@ def save(path: Path, moments: Moments, identity: Mapping[str, Any]) -> None:
     write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
 
 
-def load(path: Path) -> tuple[Moments, Mapping[str, Any]] | None:
-    """The state to go on from and what it belongs to; None where there is no file yet."""
+def load(path: Path) -> State | None:
+    """The state to go on from; None where there is no file yet."""
     if not path.exists():
         return None
     try:
@@ -47,17 +62,19 @@ def load(path: Path) -> tuple[Moments, Mapping[str, Any]] | None:
         raise MBSError(f"{path}: cannot read the checkpoint ({error}); remove it to start over") from error
     if metadata.get("format") != FORMAT or set(arrays) != set(ARRAYS):
         raise MBSError(f"{path}: not the checkpoint of a measurement; name another file")
-    return Moments(**json.loads(metadata["counts"]), **arrays), json.loads(metadata["identity"])
+    return State(Moments(**json.loads(metadata["counts"]), **arrays), json.loads(metadata["identity"]), path)
 
 
-def check(path: Path, held: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse to go on with another measurement's state."""
+def resumed(state: State, identity: Mapping[str, Any]) -> Moments:
+    """The totals to go on from.  Refuses those of another measurement."""
     for key, value in identity.items():
-        if held.get(key) != value:
+        held = state.identity.get(key)
+        if held != value:
             raise MBSError(
-                f"{path}: the checkpoint is of another measurement ({key} was {held.get(key)}, now it is "
-                f"{value}); remove it to start over"
+                f"{state.path}: the checkpoint is of another measurement ({key} was {held}, now it is {value}); "
+                "remove it to start over"
             )
+    return state.moments
 
 
 def digest(model: nn.Module) -> str:

@@ -77,5 +77,5 @@ class Columns:
         rows = np.empty((len(counts), len(self.members)))
         for j, (chosen, dense) in enumerate(zip(self.members, self.dense, strict=True)):
             total = shares[:, list(chosen)].sum(axis=1)
-            rows[:, j] = (total + dense) / (len(chosen) + dense) if chosen or dense else 1.0
+            rows[:, j] = (total + dense) / (len(chosen) + dense)
         return rows

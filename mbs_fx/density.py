@@ -16,21 +16,22 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from mbs_fx import checkpoint as checkpoints
 from mbs_fx.analysis import Analysis
 from mbs_fx.columns import Columns
-from mbs_fx.density_result import Density
+from mbs_fx.density_result import Density, fingerprint
 from mbs_fx.errors import MBSError
 from mbs_fx.images import Request, Source, open_images
-from mbs_fx.inputs import Signature, check_mode
-from mbs_fx.makes import makes
+from mbs_fx.inputs import Signature, check_graph
+from mbs_fx.makes import Make, makes
 from mbs_fx.meter import Meter, OnNonfinite
 from mbs_fx.moments import Moments
 from mbs_fx.progress import Progress
@@ -97,32 +98,33 @@ def measure(
 
     """
     zs = (float(z),) if isinstance(z, int | float) else tuple(map(float, z))
-    _check_arguments(max_images, confidence, zs, batch_size, on_nonfinite)
-    check_mode(gm)
+    _check_arguments(max_images, confidence, zs, batch_size, workers, on_nonfinite, timeout)
+    check_graph(gm)
     file = None if checkpoint is None else Path(checkpoint)
-    may_stop = confidence is not None or max_images is not None
     with _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
-        request = Request(batch_size, max_images, may_stop, shuffled, seed, workers, ranks.rank, ranks.world)
+        request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
         source = open_images(images, Signature.of(gm), request)
         state = _state(file, ranks)
-        stream, shapes = _opened(source, 0 if state is None else state[0].batches, ranks)
+        stream, shapes = _opened(source, state, ranks)
         analysis = analysis or _analysis(gm, shapes)
         columns = Columns.of(analysis)
-        asked = factors(analysis, columns.index, zs)
-        judge = Judge(analysis, asked, confidence or LOOKED_AT, source.population)
-        identity = {
-            "graph": analysis.fingerprint,
-            "weights": checkpoints.digest(gm) if file else "",
-            "seed": seed,
-        }
-        identity |= {"images": source.population, "max_images": max_images}
-        moments = _start(columns, state, identity, file)
-        meter = Meter(gm, makes(gm, columns, analysis, device, fast, dtype, compile), columns, analysis, on_nonfinite)
-        bar = Progress(progress if ranks.rank == 0 else False, source.expected(max_images), moments.images)
-        stop = judge if confidence is not None and source.random else None
-        reading = Reading(meter, columns, ranks, bar, stop, file, identity)
-        outcome = reading.run(stream, moments)
-    return _result(outcome, judge, columns, source, max_images, confidence is not None, meter.notes)
+        judge = Judge(analysis, factors(analysis, columns.index, zs), confidence or LOOKED_AT, source.population)
+        ways = makes(gm, columns, analysis, device, fast, dtype, compile)
+        identity = {} if file is None else _identity(gm, analysis, source, ways[0], max_images, seed)
+        reading = Reading(
+            meter=Meter(gm, ways, columns, analysis, on_nonfinite),
+            columns=columns,
+            ranks=ranks,
+            progress=Progress(progress if ranks.rank == 0 else False, source.expected(max_images)),
+            judge=judge if confidence is not None and source.random else None,
+            file=file,
+            identity=identity,
+            moments=Moments.empty(columns) if state is None else checkpoints.resumed(state, identity),
+        )
+        outcome = reading.run(stream)
+    density = _result(outcome, judge, columns, source, max_images)
+    notes = _notes(density, columns, source, max_images, confidence is not None)
+    return replace(density, notes=(*reading.meter.notes, *_sizes(reading.meter), *notes))
 
 
 def _check_arguments(
@@ -130,12 +132,16 @@ def _check_arguments(
     confidence: float | None,
     zs: tuple[float, ...],
     batch_size: int,
+    workers: int,
     on_nonfinite: str,
+    timeout: float,
 ) -> None:
     rules = (
         ("confidence", confidence, confidence is None or 0 < confidence < 1, "between 0 and 1, or None"),
         ("max_images", max_images, max_images is None or max_images >= 1, "at least 1, or None"),
         ("batch_size", batch_size, batch_size >= 1, "at least 1"),
+        ("workers", workers, workers >= 0, "0 or more"),
+        ("timeout", timeout, timeout > 0, "positive"),
         ("z", zs, bool(zs) and all(z > 0 for z in zs), "positive"),
         ("on_nonfinite", on_nonfinite, on_nonfinite in ("raise", "skip"), '"raise" or "skip"'),
     )
@@ -144,30 +150,28 @@ def _check_arguments(
             raise MBSError(f"{name} is {value!r}; it must be {wanted}")
 
 
-def _state(file: Path | None, ranks: Ranks) -> Any:
+def _state(file: Path | None, ranks: Ranks) -> checkpoints.State | None:
     """What the checkpoint of the first rank holds."""
     if file is None:
         return None
-    return ranks.exchange(checkpoints.load(file) if ranks.rank == 0 else None)[0]
+    return ranks.together(lambda: checkpoints.load(file) if ranks.rank == 0 else None)[0]
 
 
-def _start(columns: Columns, state: Any, identity: dict[str, Any], file: Path | None) -> Moments:
-    if state is None or file is None:
-        return Moments.empty(columns)
-    checkpoints.check(file, state[1], identity)
-    return state[0]
+def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Shapes]:
+    """Batches that were not read yet, and the shapes of the very first."""
+    if state is not None:
+        return source.read(state.moments.batches), state.input_shapes
+    stream = source.read(0)
+    first: list[Numbered] = []
 
+    def peek() -> Shapes | None:
+        first.extend(islice(stream, 1))
+        return tuple(tuple(t.shape) for t in first[0][1][0].inputs) if first else None
 
-def _opened(source: Source, start: int, ranks: Ranks) -> tuple[Iterator[Numbered], Shapes]:
-    """Batches from number ``start`` on, and the shapes of the first that any rank has."""
-    stream = source.read(start)
-    first = next(stream, None)
-    sample = first if first is not None or not start else next(source.read(0), None)
-    own = None if sample is None else tuple(tuple(t.shape) for t in sample[1][0].inputs)
-    shapes = next((shapes for shapes in ranks.exchange(own) if shapes is not None), None)
+    shapes = next((shapes for shapes in ranks.together(peek) if shapes is not None), None)
     if shapes is None:
         raise MBSError("no images: the loader or iterable is empty")
-    return (stream if first is None else chain([first], stream)), shapes
+    return chain(first, stream), shapes
 
 
 def _analysis(gm: fx.GraphModule, shapes: Shapes) -> Analysis:
@@ -176,43 +180,51 @@ def _analysis(gm: fx.GraphModule, shapes: Shapes) -> Analysis:
     return analyze(gm, shapes)
 
 
-def _result(
-    outcome: Outcome,
-    judge: Judge,
-    columns: Columns,
-    source: Source,
-    limit: int | None,
-    stops: bool,
-    notes: list[str],
-) -> Density:
-    moments = outcome.moments
+def _identity(
+    gm: fx.GraphModule, analysis: Analysis, source: Source, make: Make, limit: int | None, seed: int
+) -> dict[str, Any]:
+    """What the totals in a checkpoint depend on."""
+    return {
+        "graph": fingerprint(analysis),
+        "weights": checkpoints.digest(gm),
+        "input_shapes": [list(shape) for shape in analysis.input_shapes],
+        "images": source.population,
+        "batch_size": source.batch_size,
+        "max_images": limit,
+        "seed": seed,
+        "precision": str(make),
+    }
+
+
+def _result(outcome: Outcome, judge: Judge, columns: Columns, source: Source, limit: int | None) -> Density:
+    moments, population = outcome.moments, source.population
     read = moments.images + moments.skipped
     if not moments.images:
         if outcome.interrupted:
             raise KeyboardInterrupt
         raise MBSError(f"no image was left: all {moments.skipped} gave values that are not finite")
-    if outcome.ended and judge.population is None and (limit is None or read < limit):
-        judge = replace(judge, population=read)
+    if outcome.ended and population is None and (limit is None or read < limit):
+        population = read
     whole = {c.activation: k for k, c in enumerate(columns.columns) if c.positions is None}
-    density = Density(
+    return Density(
         index=columns.index,
         mean=moments.mean,
         covariance=moments.covariance,
         images=moments.images,
-        population=judge.population,
+        population=population,
         partial=outcome.interrupted,
         skipped=moments.skipped,
         nonzero={name: int(moments.nonzero[k]) for name, k in whole.items()},
         elements={name: int(moments.elements[k]) for name, k in whole.items()},
         confidence=judge.confidence,
-        intervals=judge(moments),
-        fingerprint=judge.analysis.fingerprint,
+        intervals=replace(judge, population=population if columns.columns else read)(moments, edges=True),
+        fingerprint=fingerprint(judge.analysis),
     )
-    return replace(density, notes=(*source.notes, *notes, *_notes(density, columns, source, limit, stops)))
 
 
 def _notes(density: Density, columns: Columns, source: Source, limit: int | None, stops: bool) -> Iterator[str]:
     """What a reader of the result should know."""
+    read = density.images + density.skipped
     if density.skipped:
         yield f"{density.skipped} images gave values that are not finite and were left out"
     dense = {j for j, members in enumerate(columns.members) if not members}
@@ -222,7 +234,9 @@ def _notes(density: Density, columns: Columns, source: Source, limit: int | None
             f"{silent} of {len(density.index)} convolutions reach only activations without exact zeros: p = 1 "
             "there, and density carries no information"
         )
-    if not source.random and source.population is None:
+    if source.resampled and read != density.population:
+        yield "the loader does not shuffle: its dataset was sampled at random instead"
+    if not source.random:
         if limit is not None and density.population is None:
             yield f"the first {limit} images were taken as they came; a sample only if their order is random"
         elif stops:
@@ -231,16 +245,28 @@ def _notes(density: Density, columns: Columns, source: Source, limit: int | None
     if undecided:
         yield (
             f"{len(undecided)} of {len(density.intervals)} scaling factors are not settled after "
-            f"{density.images} images: {min(undecided, key=lambda i: i.high - i.low)}"
+            f"{density.images} images: {'; '.join(map(str, undecided))}"
+        )
+
+
+def _sizes(meter: Meter) -> Iterator[str]:
+    """Sizes of images that the graph was not analyzed for."""
+    planned = tuple(meter.analysis.input_size)
+    others = [" x ".join(map(str, size)) for size in sorted(meter.sizes - {planned})]
+    if others:
+        yield (
+            f"there were images of {', '.join(others)}: their densities count, and widths are planned for "
+            f"{' x '.join(map(str, planned))}, what the graph was analyzed for"
         )
 
 
 @contextmanager
 def _random_state_kept() -> Generator[None]:
     """Datasets with random transforms and loaders draw numbers on the way."""
-    state = random.getstate()
+    state, arrays = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         random.setstate(state)
+        np.random.set_state(arrays)

@@ -16,6 +16,7 @@ Semantics
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import zlib
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
 from mbs_fx.files import write_text
 
@@ -111,12 +113,18 @@ class Density:
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def check(self, fingerprint: str) -> None:
+    def _repr_html_(self) -> str:
+        from mbs_fx.report import density_html
+
+        return density_html(self)
+
+    def check(self, analysis: Analysis) -> None:
         """Refuse a graph other than the one that was measured."""
-        if fingerprint and self.fingerprint and fingerprint != self.fingerprint:
+        other = fingerprint(analysis)
+        if self.fingerprint and self.fingerprint != other:
             raise MBSError(
                 f"this density was measured on another graph (fingerprint {self.fingerprint}, this graph has "
-                f"{fingerprint}): a layer was added, removed, renamed or resized since. Measure again."
+                f"{other}): a layer was added, removed, renamed or resized since. Measure again."
             )
 
     def to_json(self) -> str:
@@ -150,7 +158,19 @@ class Density:
     @staticmethod
     def load(path: str | Path) -> Density:
         """Read what `save` wrote."""
-        return Density.from_json(Path(path).read_text())
+        try:
+            text = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MBSError(f"{path}: cannot read the density: {error}") from error
+        return Density.from_json(text)
+
+
+def fingerprint(analysis: Analysis) -> str:
+    """Changes when a layer is added, removed, renamed or resized, whatever the size of the input is."""
+    convs = [(c.name, c.target, c.width, c.in_width, c.groups, list(c.activations)) for c in analysis.convs]
+    kernels = [(path, [width.fixed for width in axes[2:]]) for path, axes in analysis.tensors.items()]
+    text = repr((list(analysis.geometry), convs, kernels))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _header(density: Density) -> dict[str, Any]:

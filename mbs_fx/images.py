@@ -1,44 +1,47 @@
 """Batches of images from whatever a person has.
 
 Semantics
-- A tensor (N, C, H, W), a map-style dataset and a `DataLoader` over one are *sets*: their size is known,
-  and they can be read in a random order that depends on the seed alone.  Everything else is read in the
-  order it comes.
-- A set is drawn from without replacement.  A loader that does not shuffle is re-sampled when reading may
-  stop early, as its order may say something about the images (folders sorted by class); its own batch size,
-  workers and collate function stay.
+- A tensor (N, C, H, W), a map-style dataset and a `DataLoader` over one are *sets*: their size is known, and they
+  are drawn from at random without replacement, in an order that depends on the seed alone.  A loader's own batch
+  size, workers and collate function stay; its order may say something about the images (folders sorted by class).
+- Everything else is read in the order it comes.
 - An item is a tensor, a pair (image, label), or a dict; the graph's placeholders say how many tensors it
   takes and what they are called.  Items with one axis less than a batch are single images and are stacked
   by size.
-- Batch k is the same batch whoever reads it: with several ranks, rank r of w reads batches r, r + w, ...
+- Batch k is the same batch whoever reads it: with several ranks, rank r of w reads batches r, r + w, ...  The
+  numbers that transforms draw in this process depend on the seed and k; those drawn in workers do not.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from mbs_fx.errors import MBSError
-from mbs_fx.inputs import Signature
+from mbs_fx.inputs import Batch, Signature
 
+KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+"""What stays of a loader; its prefetch factor, too."""
 
-@dataclass(frozen=True)
-class Batch:
-    """Input tensors of one size, and the number of each image in its set (or in the order of reading)."""
-
-    inputs: tuple[Tensor, ...]
-    indices: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+END = object()
+"""What comes after the last item."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,6 @@ class Request:
 
     batch_size: int = 32
     limit: int | None = None
-    may_stop: bool = False
     shuffled: bool = False
     seed: int = 0
     workers: int = 0
@@ -61,13 +63,15 @@ class Source:
 
     ``read(start)`` yields number and groups of batches start + rank, start + rank + world, ...
 
-    ``population``: how many images the set holds.  ``random``: any first n of them are a random sample.
+    ``batch_size``: of those batches, where it is known.  ``population``: how many images the set holds.
+    ``random``: any first n of them are a random sample; ``resampled``: the loader would have given another order.
     """
 
     read: Callable[[int], Iterator[tuple[int, list[Batch]]]]
+    batch_size: int
     population: int | None = None
     random: bool = False
-    notes: tuple[str, ...] = ()
+    resampled: bool = False
 
     def expected(self, limit: int | None) -> int | None:
         """How many images there are to read, where that is known."""
@@ -90,10 +94,11 @@ def open_images(images: Any, signature: Signature, request: Request) -> Source:
             "of batches, or a tensor (for a folder of image files, torchvision.datasets.ImageFolder)"
         )
     if _is_sequence(images) and not isinstance(images, IterableDataset):
-        if not len(cast("Sized", images)):
+        size = len(cast("Sized", images))
+        if not size:
             raise MBSError("no images: the given set is empty")
         if isinstance(images, Tensor) or signature.is_single(_first(images)):
-            return _sampled(images, range(len(cast("Sized", images))), signature, request, None)
+            return _sampled(images, range(size), signature, request)
         images = _Items(images)
     return _in_order(images, signature, request)
 
@@ -120,22 +125,25 @@ def _first(images: Any) -> Any:
 
 
 def _loader(loader: DataLoader[Any], signature: Signature, request: Request) -> Source:
-    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
+    members = _members(loader)
+    if members is None:
         return _in_order(loader, signature, request)
-    sampler = loader.batch_sampler.sampler
-    size = len(loader.dataset)  # pyright: ignore[reportArgumentType]
-    everything = type(sampler) is SequentialSampler
-    shuffles = type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == size
-    if not size:
+    if not members:
         raise MBSError("no images: the loader's dataset is empty")
-    if shuffles or isinstance(sampler, DistributedSampler):
-        return _sampled(loader.dataset, range(size), signature, request, loader)
-    if everything and (request.may_stop or request.world > 1):
-        source = _sampled(loader.dataset, range(size), signature, request, loader)
-        note = f"the loader does not shuffle: its dataset was sampled at random instead (seed {request.seed})"
-        return replace(source, notes=(note,))
-    source = _in_order(loader, signature, request)
-    return replace(source, population=size) if everything and not loader.drop_last else source
+    return _sampled(loader.dataset, members, signature, request, loader)
+
+
+def _members(loader: DataLoader[Any]) -> Sequence[int] | None:
+    """The images that a loader draws from; None where only its sampler knows."""
+    if isinstance(loader.dataset, IterableDataset) or type(loader.batch_sampler) is not BatchSampler:
+        return None
+    sampler = loader.batch_sampler.sampler
+    if type(sampler) is SubsetRandomSampler:
+        return sampler.indices
+    everything = range(len(loader.dataset))  # pyright: ignore[reportArgumentType]
+    shuffles = type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(everything)
+    known = shuffles or type(sampler) is SequentialSampler or isinstance(sampler, DistributedSampler)
+    return everything if known else None
 
 
 def _sampled(
@@ -143,46 +151,53 @@ def _sampled(
     members: Sequence[int],
     signature: Signature,
     request: Request,
-    loader: DataLoader[Any] | None,
+    loader: DataLoader[Any] | None = None,
 ) -> Source:
     """Draw from a set without replacement, in an order that depends on the seed alone."""
     generator = torch.Generator().manual_seed(request.seed)
-    order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()]
+    order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()][: request.limit]
     size = request.batch_size if loader is None else loader.batch_size or request.batch_size
-    order = order[: request.limit]
     batches = [order[i : i + size] for i in range(0, len(order), size)]
+    stacked = loader is not None or isinstance(dataset, Tensor)
 
     def read(start: int) -> Iterator[tuple[int, list[Batch]]]:
         own = list(enumerate(batches))[start + request.rank :: request.world]
         fetched = _fetch(dataset, [indices for _, indices in own], request, loader)
         for number, indices in own:
-            torch.manual_seed(request.seed + number)
+            _seed(request.seed + number)
             raw = _next(fetched, number, number * size)
-            if loader is None:
-                yield number, signature.stack(raw, indices)
-            else:
-                yield number, [Batch(signature.inputs(raw, f"batch {number}"), tuple(indices))]
+            yield number, [_whole(signature, raw, number, indices)] if stacked else signature.stack(raw, indices)
 
-    return Source(read, population=len(members), random=True)
+    resampled = loader is not None and type(loader.sampler) is SequentialSampler
+    return Source(read, size, population=len(members), random=True, resampled=resampled)
+
+
+def _whole(signature: Signature, raw: Any, number: int, indices: Sequence[int]) -> Batch:
+    """A batch that a collate function made, image for item."""
+    inputs = signature.inputs(raw, f"batch {number}")
+    if len(inputs[0]) != len(indices):
+        raise MBSError(
+            f"batch {number}: the loader's collate function made {len(inputs[0])} images of {len(indices)} items, so "
+            "which image is which is not known. Give iter(loader), and shuffled=True if the loader shuffles"
+        )
+    return Batch(inputs, tuple(indices))
 
 
 def _fetch(dataset: Any, batches: list[list[int]], request: Request, loader: DataLoader[Any] | None) -> Iterator[Any]:
     if isinstance(dataset, Tensor):
-        return ([dataset[i] for i in indices] for indices in batches)
+        return (dataset[indices] for indices in batches)
     generator = torch.Generator().manual_seed(request.seed)
-    if loader is None:
-        settings: dict[str, Any] = {"num_workers": request.workers, "collate_fn": list}
-    else:
-        names = (
-            "num_workers",
-            "collate_fn",
-            "pin_memory",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-        )
-        settings = {name: getattr(loader, name) for name in (*names, "prefetch_factor")}
+    settings: dict[str, Any] = {"num_workers": request.workers, "collate_fn": list}
+    if loader is not None:
+        settings = {name: getattr(loader, name) for name in (*KEPT, "prefetch_factor")}
     return iter(DataLoader(dataset, batch_sampler=batches, generator=generator, **settings))
+
+
+def _seed(seed: int) -> None:
+    """Every generator on the CPU that a transform may draw from."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _in_order(images: Iterable[Any], signature: Signature, request: Request) -> Source:
@@ -193,7 +208,7 @@ def _in_order(images: Iterable[Any], signature: Signature, request: Request) -> 
         for number, batch in islice(numbered, start + request.rank, None, request.world):
             yield number, [batch]
 
-    return Source(read, random=request.shuffled)
+    return Source(read, request.batch_size, random=request.shuffled)
 
 
 def _grouped(images: Iterable[Any], signature: Signature, batch_size: int) -> Iterator[Batch]:
@@ -202,16 +217,17 @@ def _grouped(images: Iterable[Any], signature: Signature, batch_size: int) -> It
     seen = 0
     waiting: list[Any] = []
     for number in count():
-        item = _next(items, number, seen, stop=None)
-        if item is not None and signature.is_single(item):
+        item = _next(items, number, seen)
+        single = item is not END and signature.is_single(item)
+        if single:
             waiting.append(item)
-        if waiting and (item is None or len(waiting) == batch_size or not signature.is_single(item)):
+        if waiting and (len(waiting) == batch_size or not single):
             yield from signature.stack(waiting, range(seen, seen + len(waiting)))
             seen += len(waiting)
             waiting = []
-        if item is None:
+        if item is END:
             return
-        if not signature.is_single(item):
+        if not single:
             inputs = signature.inputs(item, f"batch {number}")
             yield Batch(inputs, tuple(range(seen, seen + len(inputs[0]))))
             seen += len(inputs[0])
@@ -223,15 +239,16 @@ def _limited(batches: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
         if left is None or len(batch) <= left:
             yield batch
         elif left > 0:
-            yield Batch(tuple(t[:left] for t in batch.inputs), batch.indices[:left])
+            yield batch.part(0, left)
         left = None if left is None else left - len(batch)
         if left is not None and left <= 0:
             return
 
 
-def _next(items: Iterator[Any], number: int, seen: int, **default: Any) -> Any:
+def _next(items: Iterator[Any], number: int, seen: int) -> Any:
+    """The next item, or `END`."""
     try:
-        return next(items, default["stop"]) if default else next(items)
+        return next(items, END)
     except MBSError:
         raise
     except Exception as error:

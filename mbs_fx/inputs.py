@@ -9,17 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
 
-if TYPE_CHECKING:
-    from mbs_fx.images import Batch
-
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+
+TRAINING = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2, F.alpha_dropout: 2, F.batch_norm: 5}
+"""Functions that behave differently in training, and where among their arguments that is said."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input tensors of one size, and the number of each image in its set (or in the order of reading)."""
+
+    inputs: tuple[Tensor, ...]
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The images from ``start`` up to ``stop``."""
+        return Batch(tuple(t[start:stop] for t in self.inputs), self.indices[start:stop])
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,6 @@ class Signature:
 
     def stack(self, items: Sequence[Any], indices: Sequence[int]) -> list[Batch]:
         """Single images as batches, one for each size among them."""
-        from mbs_fx.images import Batch
-
         sizes: dict[tuple[torch.Size, ...], list[int]] = {}
         picked = [self._single(item, index) for item, index in zip(items, indices, strict=True)]
         for place, tensors in enumerate(picked):
@@ -114,8 +128,12 @@ class Signature:
         return f"give tuples of {len(self.names)} tensors, or dicts with these names"
 
 
-def check_mode(gm: fx.GraphModule) -> None:
-    """Refuse a model whose layers behave as in training."""
+def check_graph(gm: Any) -> None:
+    """Refuse what is not a traced graph, and a graph whose layers behave as in training."""
+    if not isinstance(gm, fx.GraphModule):
+        raise MBSError(
+            f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
+        )
     targets = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
     training = [t for t in targets if any(m.training for m in gm.get_submodule(t).modules())]
     if training or (gm.training and not targets):
@@ -124,11 +142,17 @@ def check_mode(gm: fx.GraphModule) -> None:
             "dropout would change the densities. Call .eval() first"
         )
     for node in gm.graph.nodes:
-        if node.op == "call_function" and node.kwargs.get("training") is True:
+        if node.op == "call_function" and _is_training(node):
             raise MBSError(
                 f"the graph was traced in training mode (node {node.name} has training=True): call .eval() on "
                 "the model, then trace it again"
             )
+
+
+def _is_training(node: fx.Node) -> bool:
+    place = TRAINING.get(node.target)  # pyright: ignore[reportArgumentType]
+    positional = place is not None and len(node.args) > place and node.args[place] is True
+    return positional or node.kwargs.get("training") is True
 
 
 def _describe(value: Any) -> str:

@@ -2,12 +2,14 @@
 
 - Channels-last memory order and folded BatchNorm where the network allows them, then folded BatchNorm
   alone, then the graph as it is.
-- A compiled graph has counting fused into the kernels that make the activations; batches are padded to one
-  size, so that it is compiled once.
+- A compiled graph has counting fused into the kernels that make the activations.  It is compiled once, and a CUDA
+  graph is recorded once, for one batch size: smaller batches are filled up.
+- On a CPU, batches are cut so that no activation is larger than `LARGEST`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -20,18 +22,29 @@ from mbs_fx.analysis import Analysis
 from mbs_fx.columns import Columns
 from mbs_fx.counting import instrument
 from mbs_fx.fast import LAYOUTS, fast_copy, fast_dtype
-from mbs_fx.rectify import fuse_counting
+from mbs_fx.recorded import Recorded
+from mbs_fx.rectify import fuse
+
+LARGEST = 24 << 20
+"""Bytes of an activation on a CPU.  From 32 MiB on, the C library gets every tensor from the system, and filling
+fresh pages costs more than most layers do."""
 
 
 @dataclass(frozen=True)
 class Make:
-    """One way to run the counting graph."""
+    """One way to run the counting graph.  ``filled``: it wants batches of one size; ``images``: no more than that."""
 
     build: Callable[[], Callable[..., Any]]
     device: torch.device
     dtype: torch.dtype
     channels_last: bool = False
     compiled: bool = False
+    filled: bool = False
+    images: int | None = None
+
+    def __str__(self) -> str:
+        order = "channels last, " if self.channels_last else ""
+        return f"{order}{str(self.dtype).removeprefix('torch.')}{', compiled' if self.compiled else ''}"
 
     def prepared(self, tensor: Tensor) -> Tensor:
         """An input where and as the graph wants it; the copy to a GPU does not wait."""
@@ -57,21 +70,28 @@ def makes(
     first = next((t for t in chain(gm.parameters(), gm.buffers()) if t.is_floating_point()), torch.empty(0))
     place = first.device if device is None else torch.device(device)
     counting = instrument(gm, columns, analysis.activations)
-    own = Make(lambda: fast_copy(counting, place, first.dtype, fold=False), place, first.dtype)
+    own = Make(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
     if not fast and not compiled:
         return [own]
     precision = dtype or fast_dtype(first.dtype, place)
+    images = _images_at_once(analysis, precision) if place.type == "cpu" else None
 
     def make(channels_last: bool) -> Make:
         def build() -> Callable[..., Any]:
             copy = fast_copy(counting, place, precision, channels_last)
             if compiled:
                 return _compiled(copy, place)
-            return fuse_counting(copy) if place.type == "cpu" else copy
+            return Recorded(copy.forward) if place.type == "cuda" else fuse(copy).forward
 
-        return Make(build, place, precision, channels_last, compiled)
+        filled = compiled or place.type == "cuda"
+        return Make(build, place, precision, channels_last, compiled, filled, images)
 
     return [make(True), make(False), own]
+
+
+def _images_at_once(analysis: Analysis, dtype: torch.dtype) -> int:
+    largest = max((math.prod(conv.spatial_size) * conv.width for conv in analysis.convs), default=1)
+    return max(1, LARGEST // (largest * dtype.itemsize))
 
 
 def _compiled(gm: fx.GraphModule, device: torch.device) -> Callable[..., Any]:

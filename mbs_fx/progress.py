@@ -16,11 +16,16 @@ from mbs_fx.density_result import Interval
 class Progress:
     """Images read, images per second, and how close the widths are to settled."""
 
-    def __init__(self, show: bool | None, total: int | None, start: int) -> None:
+    def __init__(self, show: bool | None, total: int | None) -> None:
         from tqdm import tqdm
 
         hidden = None if show is None else not show
-        self._bar: Any = tqdm(total=total, initial=start, desc="measure", unit="image", disable=hidden, leave=False)
+        self._bar: Any = tqdm(total=total, desc="measure", unit="image", disable=hidden, leave=False)
+
+    def resumed(self, images: int) -> None:
+        """So many images had been read before; they do not count for the speed."""
+        self._bar.initial = self._bar.n = images
+        self._bar.refresh()
 
     def read(self, images: int) -> None:
         """So many more images have been read."""

@@ -11,11 +11,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -47,6 +47,21 @@ class Ranks:
                 f"ended or did not answer within {self.timeout.total_seconds():g} s. See the log of that rank"
             ) from error
         return everyone
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What ``work`` gives on every rank; an error on one is an error on all."""
+        if self.group is None:
+            return [work()]
+        own, trouble = None, ""
+        try:
+            own = work()
+        except MBSError as error:
+            trouble = str(error)
+        everyone = self.exchange((own, trouble))
+        for rank, (_, trouble) in enumerate(everyone):
+            if trouble:
+                raise MBSError(f"rank {rank}: {trouble}")
+        return [cast("T", value) for value, _ in everyone]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mbs_fx import checkpoint
 from mbs_fx.columns import Columns
 from mbs_fx.density_result import Interval
 from mbs_fx.errors import MBSError
-from mbs_fx.images import Batch
+from mbs_fx.inputs import Batch
 from mbs_fx.meter import Meter
 from mbs_fx.moments import Block, Moments
 from mbs_fx.progress import Interrupt, Progress, interruptible
@@ -42,7 +42,6 @@ class Report:
     blocks: list[Block] = field(default_factory=list[Block])
     ended: bool = False
     interrupted: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,47 +64,43 @@ class Reading:
     judge: Judge | None
     file: Path | None
     identity: Mapping[str, Any]
+    moments: Moments
     saved: float = 0.0
 
-    def run(self, stream: Iterator[Numbered], moments: Moments) -> Outcome:
-        """Read until there is nothing more to find out."""
+    def run(self, stream: Iterator[Numbered]) -> Outcome:
+        """Read until there is nothing more to find out.  However this ends, what was measured is saved."""
+        self.progress.resumed(self.moments.images)
         try:
             with interruptible() as interrupt:
-                outcome = self._rounds(stream, moments, interrupt)
+                return self._rounds(stream, interrupt)
         finally:
             self.progress.close()
-        self._save(outcome.moments, last=True)
-        return outcome
+            self._save(last=True)
 
-    def _rounds(self, stream: Iterator[Numbered], moments: Moments, interrupt: Interrupt) -> Outcome:
-        intervals = self.judge(moments) if self.judge and moments.images else ()
-        while not (intervals and all(i.settled for i in intervals)):
-            report = self._round(stream, self._round_size(moments), interrupt)
-            reports = self.ranks.exchange(report)
-            moments = self._merged(moments, reports)
+    def _rounds(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Outcome:
+        while not self._settled():
+            reports = self.ranks.together(lambda: self._round(stream, interrupt))
+            self._merge([block for report in reports for block in report.blocks])
             if any(r.interrupted for r in reports):
-                return Outcome(moments, interrupted=True)
-            if all(r.ended for r in reports) or not self.columns.columns:
-                return Outcome(moments, ended=True)
-            self._save(moments, last=False)
-            intervals = self.judge(moments) if self.judge else ()
-            self.progress.judged(intervals)
-        return Outcome(moments)
+                return Outcome(self.moments, interrupted=True)
+            if all(r.ended for r in reports):
+                return Outcome(self.moments, ended=True)
+            if not self.columns.columns:
+                break
+        return Outcome(self.moments)
 
-    def _round_size(self, moments: Moments) -> int:
-        """Batches per rank until the next look."""
-        if not self.judge:
-            return QUEUE
-        if not moments.images:
-            return 1
-        wanted = max(FEWEST, math.ceil(moments.images * GROWTH)) - moments.images
-        per_round = moments.images / moments.batches * self.ranks.world
-        return max(1, min(QUEUE, math.ceil(wanted / per_round)))
+    def _settled(self) -> bool:
+        if self.judge is None or not self.moments.images:
+            return False
+        intervals = self.judge(self.moments)
+        self.progress.judged(intervals)
+        return all(i.settled for i in intervals)
 
-    def _round(self, stream: Iterator[Numbered], batches: int, interrupt: Interrupt) -> Report:
+    def _round(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Report:
+        self._save(last=False)
         report = Report()
         try:
-            for _ in range(batches):
+            for _ in range(self._round_size()):
                 item = None if interrupt.seen else next(stream, None)
                 if item is None:
                     report.ended = not interrupt.seen
@@ -114,37 +109,35 @@ class Reading:
                 self.progress.read(sum(map(len, item[1])) * self.ranks.world)
         except KeyboardInterrupt:
             interrupt.seen = True
-        except MBSError as error:
-            self._failed(report, error, interrupt)
+        except MBSError:
+            if not interrupt.seen:  # workers that Ctrl-C ended are no failure
+                self._merge(self.meter.collect())  # for the checkpoint
+                raise
         report.interrupted = interrupt.seen
-        try:
-            report.blocks = self.meter.collect()
-        except MBSError as error:
-            self._failed(report, error, interrupt)
+        report.blocks = self.meter.collect()
         return report
 
-    def _failed(self, report: Report, error: MBSError, interrupt: Interrupt) -> None:
-        """Tell the other ranks before failing.  Workers that Ctrl-C ended are no failure."""
-        if interrupt.seen:
-            return
-        if self.ranks.world == 1:
-            raise error
-        report.error = report.error or str(error)
+    def _round_size(self) -> int:
+        """Batches per rank until the next look."""
+        if self.judge is None:
+            return QUEUE
+        read = self.moments.images
+        if not read:
+            return 1
+        wanted = max(FEWEST, math.ceil(read * GROWTH)) - read
+        per_round = read / self.moments.batches * self.ranks.world
+        return max(1, min(QUEUE, math.ceil(wanted / per_round)))
 
-    def _merged(self, moments: Moments, reports: list[Report]) -> Moments:
-        for rank, report in enumerate(reports):
-            if report.error:
-                raise MBSError(f"rank {rank}: {report.error}")
-        for block in sorted((b for r in reports for b in r.blocks), key=lambda b: b.number):
-            if block.number > moments.batches:
+    def _merge(self, blocks: list[Block]) -> None:
+        for block in sorted(blocks, key=lambda b: b.number):
+            if block.number > self.moments.batches:
                 break
-            moments = moments.plus(self.columns, block)
-        return moments
+            self.moments = self.moments.plus(self.columns, block)
 
-    def _save(self, moments: Moments, last: bool) -> None:
-        if self.file is None or self.ranks.rank or not moments.batches:
+    def _save(self, last: bool) -> None:
+        if self.file is None or self.ranks.rank or not self.moments.batches:
             return
         now = time.monotonic()
         if last or now - self.saved > SAVE_SECONDS:
-            checkpoint.save(self.file, moments, self.identity)
+            checkpoint.save(self.file, self.moments, self.identity)
             self.saved = now

@@ -1,5 +1,6 @@
-"""ReLU and counting in one pass over memory.  For the private copy of a measurement on a CPU.
+"""Fewer passes over memory, and less fresh memory.  For the private copy of a measurement on a CPU.
 
+- An addition writes into the output of a layer that nobody else reads.
 - A ReLU whose input nobody else reads works in place, piece by piece, and its signs are summed while they are
   still in the cache.
 - Only where that is certain: the ReLU is in place anyway, or its input comes from an operation that makes a new
@@ -20,15 +21,21 @@ from mbs_fx.counting import Change, columns_of, tally
 MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 FUNCTIONS = {F.relu, torch.relu, torch.relu_}
 METHODS = {"relu", "relu_"}
-MAKERS = {operator.add, operator.sub, operator.mul, torch.add, torch.cat}
+ADDITIONS = {operator.add, torch.add}
 LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
 )
 
 
-def fuse_counting(gm: fx.GraphModule) -> fx.GraphModule:
-    """Join activations with the counting after them, in ``gm`` itself."""
+def fuse(gm: fx.GraphModule) -> fx.GraphModule:
+    """Add in place, and join activations with the counting after them; in ``gm`` itself."""
+    for node in gm.graph.nodes:
+        if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+            fresh = next((a for a in node.args if _is_fresh(gm, a)), None)
+            if fresh is not None:
+                other = node.args[node.args.index(fresh) - 1]
+                node.target, node.args = added, (fresh, other)
     for count in list(gm.graph.nodes):
         if count.op != "call_function" or count.target is not tally:
             continue
@@ -40,10 +47,20 @@ def fuse_counting(gm: fx.GraphModule) -> fx.GraphModule:
     return gm
 
 
+def added(x: Tensor, other: Any) -> Tensor:
+    """The sum, in ``x`` where it fits there."""
+    fits = isinstance(other, Tensor) and other.shape == x.shape and other.dtype == x.dtype
+    return x.add_(other) if fits else x + other
+
+
 def rectified(x: Tensor, low: float, high: float | None, *arguments: Any) -> tuple[Tensor, Tensor]:
     """``x`` clamped in place, and its counts."""
     change: Change = torch.relu_ if (low, high) == (0, None) else lambda part: part.clamp_(low, high)
     return x, columns_of(x, change, *arguments)
+
+
+MAKERS = {*ADDITIONS, added, operator.sub, operator.mul, torch.cat}
+"""Functions that make new memory, or write where nobody else reads."""
 
 
 def _join(graph: fx.Graph, activation: fx.Node, count: fx.Node, change: tuple[float, float | None]) -> None:
@@ -69,13 +86,17 @@ def _change(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float | None] | N
 
 def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
     source = node.args[0]
-    if _is_in_place(gm, node):
+    if _is_in_place(gm, node) or _is_fresh(gm, source):
         return True
-    if not isinstance(source, fx.Node) or len(source.users) > 1:
+    return isinstance(source, fx.Node) and len(source.users) == 1 and source.target in MAKERS
+
+
+def _is_fresh(gm: fx.GraphModule, value: Any) -> bool:
+    """Whether a value is the output of a layer that makes new memory, for one reader."""
+    if not isinstance(value, fx.Node) or value.op != "call_module" or len(value.users) > 1:
         return False
-    if source.op == "call_module":
-        return type(gm.get_submodule(str(source.target))) in LAYERS
-    return source.op == "call_function" and source.target in MAKERS
+    module = gm.get_submodule(str(value.target))
+    return type(module) in LAYERS and not module._forward_hooks
 
 
 def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -18,23 +18,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from mbs_fx.algorithm import is_base, scaled_width
+from mbs_fx.algorithm import boundary, is_base, scaled_width
 from mbs_fx.allocation import targets
 from mbs_fx.analysis import Analysis, Stream
-from mbs_fx.columns import Floats
+from mbs_fx.columns import Counts, Floats
 from mbs_fx.density_result import Density, Interval
 from mbs_fx.moments import Moments
-from mbs_fx.planning import threshold
 
 TYPICAL = 128
 """The number of images at which the intervals are tightest for their confidence."""
 
 FEWEST = 32
 """No decision on fewer images: means must be close to normal."""
+
+CLEARLY = 1e-7
+"""Above the value of beta where a width changes; rounding is a hundredth of this."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,10 @@ class Factor:
 def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[Factor, ...]:
     """Every scaling factor of a network, for each threshold."""
     size = max(index.values(), default=-1) + 1
+    fields = [conv.receptive_field for conv in analysis.convs]
     found: list[Factor] = []
     for z in zs:
-        limit = threshold(analysis, z)
+        limit = boundary(fields, [z * length for length in analysis.input_size])
         base = np.zeros(size)
         own = np.zeros((len(analysis.macroblocks), size))
         for conv in analysis.convs:
@@ -77,21 +81,21 @@ class Judge:
     confidence: float
     population: int | None
 
-    def __call__(self, moments: Moments) -> tuple[Interval, ...]:
-        """What is known of every scaling factor by now."""
-        read = moments.images + moments.skipped
-        spread = moments.covariance
-        return judge(self.analysis, self.factors, moments.mean, spread, read, self.population, self.confidence)
+    def __call__(self, moments: Moments, edges: bool = False) -> tuple[Interval, ...]:
+        """What is known of every scaling factor by now; ``edges``: and which width is closest to changing."""
+        population = None if self.population is None else self.population - moments.skipped
+        asked, spread = self.factors, moments.covariance
+        return judge(self.analysis, asked, moments.mean, spread, moments.images, population, self.confidence, edges)
 
 
 def intervals(
     analysis: Analysis, density: Density, z: float | Sequence[float] = 1.0, confidence: float = 0.99
 ) -> tuple[Interval, ...]:
     """Where every scaling factor lies, at thresholds that need not be those of the measurement."""
-    zs = (z,) if isinstance(z, int | float) else tuple(z)
-    asked = factors(analysis, density.index, zs)
-    read = density.images + density.skipped
-    return judge(analysis, asked, density.mean, density.covariance, read, density.population, confidence)
+    density.check(analysis)
+    asked = factors(analysis, density.index, (z,) if isinstance(z, int | float) else tuple(z))
+    population = None if density.population is None else density.population - density.skipped
+    return judge(analysis, asked, density.mean, density.covariance, density.images, population, confidence)
 
 
 def judge(
@@ -102,11 +106,18 @@ def judge(
     images: int,
     population: int | None,
     confidence: float,
+    edges: bool = True,
 ) -> tuple[Interval, ...]:
     """The interval of each scaling factor, and whether it decides all widths of its macroblock."""
     level = (1 - confidence) / max(1, sum(not factor.fixed for factor in asked))
     reach = half_width(images, population, level)
-    return tuple(_interval(analysis, factor, mean, covariance, reach) for factor in asked)
+    found = (_interval(analysis, factor, mean, covariance, reach) for factor in asked)
+    if not edges:
+        return tuple(found)
+    return tuple(
+        i if factor.fixed else replace(i, edge=_edge(analysis, i.macroblock, i.beta))
+        for factor, i in zip(asked, found, strict=True)
+    )
 
 
 def half_width(images: int, population: int | None, level: float) -> float:
@@ -132,10 +143,9 @@ def _interval(analysis: Analysis, factor: Factor, mean: Floats, covariance: Floa
     low, middle, high = (1.0, 1.0, 1.0) if factor.fixed else _ratio(factor, mean, covariance, reach)
     beta, least, most = (1 / (2 - min(x, 1.0)) for x in (middle, low, high))
     i = factor.macroblock
-    settled = _widths(analysis, i, least) == _widths(analysis, i, most)
-    edge = "" if factor.fixed else _edge(analysis, i, beta)
+    ends = _widths(analysis, i, np.array([least, most]))
     size = analysis.macroblocks[i].spatial_size
-    return Interval(factor.z, i, size, beta, least, most, settled, edge)
+    return Interval(factor.z, i, size, beta, least, most, bool((ends[:, 0] == ends[:, 1]).all()))
 
 
 def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tuple[float, float, float]:
@@ -159,22 +169,29 @@ def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tu
 
 
 def _edge(analysis: Analysis, macroblock: int, beta: float) -> str:
-    """The width of a macroblock that is closest to changing."""
-    found: list[tuple[float, str]] = []
-    for stream in analysis.streams:
-        if stream.macroblock != macroblock or stream.base is not None:
-            continue
-        steps = range(stream.step, stream.width, stream.step)
-        distance, step = min(((abs(beta - k / stream.width), k) for k in steps), default=(1.0, 0))
-        path = analysis.by_name[stream.convs[0]].target
-        text = f"{path} has {step} or {step + stream.step} channels at {step / stream.width:.4f}"
-        found.append((distance, f"{distance:.4f} from where {text}"))
-    return min(found, default=(0.0, ""))[1]
+    """The width of a macroblock that is closest to changing; beta is never below 1/2 (Eq. 9)."""
+    own = [s for s in analysis.streams if s.macroblock == macroblock]
+    places = {k / width for width in {s.width for s in own} for k in range(-(-width // 2), width)}
+    if not places:
+        return ""
+    at = np.array(sorted(places, key=lambda place: abs(beta - place)))
+    below, above = _widths(analysis, macroblock, at), _widths(analysis, macroblock, at + CLEARLY)
+    changes = below != above
+    if not changes.any():
+        return ""
+    nearest = int(changes.any(axis=0).argmax())
+    stream = int(changes[:, nearest].argmax())
+    path = analysis.by_name[own[stream].convs[0]].target
+    place, fewer, more = at[nearest], below[stream, nearest], above[stream, nearest]
+    return f"{abs(beta - place):.4f} from where {path} has {fewer} or {more} channels at {place:.4f}"
 
 
-def _widths(analysis: Analysis, macroblock: int, beta: float) -> list[int]:
-    def wanted(stream: Stream) -> int:
-        return scaled_width(beta, stream.width) if stream.macroblock == macroblock else stream.width
+def _widths(analysis: Analysis, macroblock: int, beta: Floats) -> Counts:
+    """Widths of the streams of one macroblock, for each beta: (streams, betas)."""
+
+    def wanted(stream: Stream) -> Any:
+        return scaled_width(beta if stream.macroblock == macroblock else np.ones_like(beta), stream.width)
 
     found = targets(analysis, wanted, {})
-    return [found[s.index] for s in analysis.streams if s.macroblock == macroblock]
+    own = [found[s.index] for s in analysis.streams if s.macroblock == macroblock]
+    return np.array(own, np.int64).reshape(-1, len(beta))

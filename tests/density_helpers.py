@@ -1,13 +1,43 @@
-"""Analyses made by hand for networks without branches, and an independent way to count."""
+"""Small networks, analyses made by hand for them, and an independent way to count."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import Dataset
 
 from mbs_fx.analysis import Activation, Analysis, Conv, Macroblock, Width
+from mbs_fx.density import measure
+from mbs_fx.density_result import Density
+
+SHAPE = (1, 3, 16, 16)
+
+
+def graph() -> fx.GraphModule:
+    """The small network, traced."""
+    return fx.symbolic_trace(small_net())
+
+
+def whole(gm: fx.GraphModule, images: Any, **settings: Any) -> Density:
+    """Everything is read, by the graph itself."""
+    settings = {"analysis": chain_analysis(gm, SHAPE), "confidence": None, "fast": False, **settings}
+    return measure(gm, images, **settings)
+
+
+class Pairs(Dataset[tuple[Tensor, int]]):
+    """Images with their numbers as labels."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], index
 
 
 def chain_analysis(gm: fx.GraphModule, shape: tuple[int, ...], kind: str = "relu") -> Analysis:

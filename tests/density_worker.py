@@ -1,25 +1,28 @@
-"""One rank of a measurement, started by tests/test_density_ranks.py as torchrun would start it."""
+"""One rank of several, started by tests/test_density_ranks.py as torchrun would start it."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from density_helpers import chain_analysis, small_net
-from torch import Tensor, fx
+import torch.distributed as dist
+from density_helpers import SHAPE, chain_analysis, graph
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mbs_fx.density import measure
+from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
 
 
 class Images(Dataset[Tensor]):
     """Random images; ``trouble`` at one of them."""
 
-    def __init__(self, trouble: str) -> None:
-        self.images = torch.randn(60, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    def __init__(self, trouble: str = "") -> None:
+        self.images = torch.randn(60, *SHAPE[1:], generator=torch.Generator().manual_seed(3))
         self.trouble = trouble
 
     def __len__(self) -> int:
@@ -33,19 +36,26 @@ class Images(Dataset[Tensor]):
         return self.images[index]
 
 
-def main(trouble: str, folder: Path) -> None:
+def run(trouble: str = "", **settings: Any) -> Density:
+    """The same measurement wherever it runs."""
+    gm = graph()
+    settings = {"confidence": None, "batch_size": 7, "timeout": 10} | settings
+    return measure(gm, Images(trouble), analysis=chain_analysis(gm, SHAPE), **settings)
+
+
+def main(folder: Path) -> None:
+    """First as torchrun starts it, then within a process group of the caller's."""
     torch.set_num_threads(1)
-    gm = fx.symbolic_trace(small_net())
-    rank = os.environ.get("RANK", "alone")
-    settings = {"confidence": 0.9} if trouble == "stops" else {"confidence": None}
-    try:
-        analysis = chain_analysis(gm, (1, 3, 16, 16))
-        density = measure(gm, Images(trouble), analysis=analysis, batch_size=7, timeout=20, **settings)
-    except MBSError as error:
-        (folder / f"{rank}.error").write_text(str(error))
-        sys.exit(1)
-    (folder / f"{rank}.json").write_text(density.to_json())
+    rank = int(os.environ["RANK"])
+    (folder / f"whole.{rank}").write_text(run().to_json())
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
+    (folder / f"stops.{rank}").write_text(run(confidence=0.9).to_json())
+    for trouble in ("fails", "dies"):
+        try:
+            run(trouble)
+        except MBSError as error:
+            (folder / f"{trouble}.{rank}").write_text(str(error))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

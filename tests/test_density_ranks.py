@@ -9,53 +9,61 @@ import sys
 import time
 from pathlib import Path
 
+import density_worker
 import pytest
 import torch.distributed as dist
 
+from mbs_fx.density_result import Density
+
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
-WORKER = Path(__file__).with_name("density_worker.py")
+WORKER = Path(density_worker.__file__)
 
 
-def start(trouble: str, folder: Path, world: int) -> list[int]:
-    """Run the worker on ``world`` ranks to the end; their exit codes."""
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], float]:
+    """What two ranks wrote, their exit codes, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")])
     common = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    processes = []
-    for rank in range(world):
-        mine = {"RANK": str(rank), "WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "test"} if world > 1 else {}
-        command = [sys.executable, str(WORKER), trouble, str(folder)]
-        processes.append(subprocess.Popen(command, env=common | mine, stderr=subprocess.DEVNULL))
-    return [process.wait(timeout=120) for process in processes]
-
-
-def test_two_ranks_and_one_come_to_the_same_bits(tmp_path: Path) -> None:
-    assert start("none", tmp_path, 1) == [0]
-    assert start("none", tmp_path, 2) == [0, 0]
-    alone = (tmp_path / "alone.json").read_text()
-    assert (tmp_path / "0.json").read_text() == alone
-    assert (tmp_path / "1.json").read_text() == alone
-
-
-def test_ranks_stop_together(tmp_path: Path) -> None:
-    assert start("stops", tmp_path, 2) == [0, 0]
-    assert (tmp_path / "0.json").read_text() == (tmp_path / "1.json").read_text()
-
-
-def test_an_error_on_one_rank_reaches_all(tmp_path: Path) -> None:
-    assert start("fails", tmp_path, 2) == [1, 1]
-    errors = {(tmp_path / f"{rank}.error").read_text() for rank in (0, 1)}
-    assert len(errors) == 1
-    assert "disk on fire" in errors.pop()
-
-
-def test_a_rank_that_dies_makes_the_other_fail_in_time(tmp_path: Path) -> None:
+    common |= {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     before = time.monotonic()
-    codes = start("dies", tmp_path, 2)
-    assert sorted(codes) == [1, 7]
-    assert time.monotonic() - before < 90
-    (message,) = (path.read_text() for path in tmp_path.glob("*.error"))
+    with (folder / "log").open("w") as log:
+        processes = [
+            subprocess.Popen([sys.executable, str(WORKER), str(folder)], env=common | {"RANK": rank}, stderr=log)
+            for rank in "01"
+        ]
+        codes = [process.wait(timeout=120) for process in processes]
+    return folder, codes, time.monotonic() - before
+
+
+def read(ended: tuple[Path, list[int], float], name: str) -> list[str]:
+    return [path.read_text() for path in sorted(ended[0].glob(f"{name}.*"))]
+
+
+def test_two_ranks_and_one_come_to_the_same_bits(ended: tuple[Path, list[int], float]) -> None:
+    alone = density_worker.run().to_json()
+    assert read(ended, "whole") == [alone, alone]
+
+
+def test_ranks_stop_together(ended: tuple[Path, list[int], float]) -> None:
+    first, second = read(ended, "stops")
+    assert first == second
+    assert Density.from_json(first).images < 60
+
+
+def test_an_error_on_one_rank_reaches_all(ended: tuple[Path, list[int], float]) -> None:
+    first, second = read(ended, "fails")
+    assert first == second
+    assert "disk on fire" in first
+
+
+def test_a_rank_that_dies_makes_the_other_fail_in_time(ended: tuple[Path, list[int], float]) -> None:
+    _, codes, seconds = ended
+    assert sorted(codes) == [0, 7]
+    (message,) = read(ended, "dies")
     assert "lost the others" in message
+    assert seconds < 90

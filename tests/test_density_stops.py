@@ -94,6 +94,22 @@ def test_a_killed_measurement_resumes_exactly(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
+def test_what_was_measured_before_a_failure_is_kept(tmp_path: Path) -> None:
+    def fire() -> None:
+        raise OSError("disk on fire")
+
+    with pytest.raises(MBSError, match="disk on fire"):
+        run(Images(40, fire), checkpoint=tmp_path / "state")
+    images = Images()
+    assert run(images, checkpoint=tmp_path / "state") == run(Images())
+    assert images.reads == 60 - 35 + 1
+
+
+def test_the_last_batch_may_be_smaller_and_is_not_what_the_graph_is_analyzed_for(tmp_path: Path) -> None:
+    assert run(Images(58, interrupt), checkpoint=tmp_path / "state", analysis=None).images == 56
+    assert run(Images(), checkpoint=tmp_path / "state", analysis=None) == run(Images(), analysis=None)
+
+
 def test_an_iterable_resumes_by_skipping(tmp_path: Path) -> None:
     batches = list(Images().images.split(7))
 
@@ -105,7 +121,16 @@ def test_an_iterable_resumes_by_skipping(tmp_path: Path) -> None:
     assert run(iter(batches), checkpoint=tmp_path / "state") == run(iter(batches))
 
 
-@pytest.mark.parametrize("change", [{"seed": 5}, {"max_images": 30}, {"images": torch.randn(9, 3, 16, 16)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 5},
+        {"max_images": 30},
+        {"batch_size": 5},
+        {"dtype": torch.float64},
+        {"images": torch.randn(9, 3, 16, 16)},
+    ],
+)
 def test_a_checkpoint_of_another_measurement_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     run(Images(25, interrupt), checkpoint=tmp_path / "state")
     images = change.pop("images", Images())
