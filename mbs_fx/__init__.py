@@ -1,18 +1,28 @@
 """mbs_fx: shrink any CNN, macroblock by macroblock (MBS as passes over torch.fx)."""
 
+from typing import TYPE_CHECKING, Any
+
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import analyze
 from mbs_fx.carrying import carry_optimizer
 from mbs_fx.density import measure
 from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
+from mbs_fx.latency import latency_of
 from mbs_fx.plan_result import Plan
 from mbs_fx.planning import plan
 from mbs_fx.reducing import reduce
 from mbs_fx.rewriting import rewrite
 from mbs_fx.rules import register as register_rule
 from mbs_fx.saving import load, save
+from mbs_fx.sweeping import Sweep, sweep
 from mbs_fx.tracing import trace
+
+if TYPE_CHECKING:
+    from mbs_fx.pictures.drawing import draw
+    from mbs_fx.pictures.export import to_networkx
+    from mbs_fx.pictures.plots import plot
+    from mbs_fx.pictures.reporting import write_report
 
 __version__ = "0.1.0"
 
@@ -21,14 +31,32 @@ __all__ = [
     "Density",
     "MBSError",
     "Plan",
+    "Sweep",
     "analyze",
     "carry_optimizer",
+    "draw",
+    "latency_of",
     "load",
     "measure",
     "plan",
+    "plot",
     "reduce",
     "register_rule",
     "rewrite",
     "save",
+    "sweep",
+    "to_networkx",
     "trace",
+    "write_report",
 ]
+
+_PICTURES = {"draw": "drawing", "plot": "plots", "to_networkx": "export", "write_report": "reporting"}
+
+
+def __getattr__(name: str) -> Any:
+    """Pictures are imported when they are asked for."""
+    if name not in _PICTURES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"mbs_fx.pictures.{_PICTURES[name]}"), name)

@@ -1,0 +1,119 @@
+"""`mbs_fx.draw`: a network as a picture.
+
+Semantics
+- What may be drawn: a traced graph, its analysis, or a plan.  A graph is analyzed first, so its input shapes must be
+  known: from ``example``, from the plan that goes with it, or from the graph itself.
+- The suffix of the path decides: ``.svg`` and ``.png`` are pictures, ``.html`` is a page in which groups open on a
+  click, ``.dot`` is for Graphviz itself (and has every box, in clusters).
+- A plan alone knows macroblocks and no wiring: they are drawn folded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mbs_fx.analysis import Analysis
+from mbs_fx.density_result import Density
+from mbs_fx.errors import MBSError
+from mbs_fx.files import write_atomically
+from mbs_fx.pictures.diagram import Diagram, Fold, diagram, opened, plan_diagram
+from mbs_fx.pictures.dot import dot_text
+from mbs_fx.pictures.engine import layout
+from mbs_fx.pictures.page import page
+from mbs_fx.pictures.png import png
+from mbs_fx.pictures.scene import scene
+from mbs_fx.pictures.svg import alone
+from mbs_fx.pictures.target import target
+from mbs_fx.plan_result import Plan
+
+
+def draw(
+    x: Any,
+    path: str | Path,
+    *,
+    density: Density | None = None,
+    plan: Plan | None = None,
+    analysis: Analysis | None = None,
+    example: Any = None,
+    z: float = 1.0,
+    fold: Fold = "auto",
+    title: str = "",
+) -> Path:
+    """Draw a network: one frame per macroblock, sizes, receptive fields, densities, widths before and after.
+
+    Args:
+        x: a traced graph, an `Analysis`, or a `Plan`.
+        path: where to; ``.svg``, ``.html``, ``.png`` or ``.dot``.
+        density: colours the convolutions.
+        plan: widths and the boundary between base and enhancement layers; a graph that `rewrite` made brings its own.
+        analysis: the network that a plan in ``x`` was made for.
+        example: an input tensor or its shape, for a graph whose shapes are not known.
+        z: the threshold that sets the boundary where there is no plan.
+        fold: "macroblocks", "units", "none", or "auto": as much as stays readable.
+        title: the heading.
+
+    Returns:
+        The path.
+
+    Raises:
+        MBSError: a suffix that is none of these, a path that cannot be written, a graph of unknown shapes, a density
+            or a plan of another network, more boxes than can be laid out.
+
+    """
+    path = target(path, "a picture", WRITERS)
+    known, plan = network(x, analysis, plan, example)
+    picture = diagram(scene(known, density, plan, z)) if known is not None else plan_diagram(plan or x)
+    content = WRITERS[path.suffix](picture, opened(picture, fold), title)
+    data = content.encode() if isinstance(content, str) else content
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    return path
+
+
+def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) -> tuple[Analysis | None, Plan | None]:
+    """The analysis and the plan that something to be drawn comes with."""
+    if isinstance(x, Analysis):
+        return x, plan
+    if isinstance(x, Plan):
+        return analysis, plan or x
+    if not hasattr(x, "graph"):
+        raise MBSError(
+            f"{type(x).__name__} is not a traced graph, an analysis or a plan; trace a model first, "
+            "mbs_fx.trace(model, example)"
+        )
+    from mbs_fx.analyzing import analyze
+
+    made = x.meta.get("mbs") if hasattr(x, "meta") else None
+    plan = plan if plan is not None else made if isinstance(made, Plan) else None
+    if analysis is not None:
+        return analysis, plan
+    if example is None and plan is not None:
+        example = plan.input_shapes
+    try:
+        return analyze(x, example), plan
+    except MBSError as error:
+        if "input shape is not known" not in str(error):
+            raise
+        raise MBSError(
+            "a picture shows sizes and receptive fields, and the input shape of this graph is not known: pass an "
+            'example or its shape, as draw(gm, "net.svg", example=(1, 3, 224, 224)), or draw an analysis'
+        ) from None
+
+
+Writer = Callable[[Diagram, frozenset[str], str], str | bytes]
+
+
+def _svg(picture: Diagram, open_groups: frozenset[str], title: str) -> str:
+    return alone(picture, layout(picture, open_groups), title)
+
+
+def _png(picture: Diagram, open_groups: frozenset[str], title: str) -> bytes:
+    return png(_svg(picture, open_groups, title))
+
+
+def _html(picture: Diagram, open_groups: frozenset[str], title: str) -> str:
+    return page(picture, layout(picture, open_groups), title)
+
+
+WRITERS: dict[str, Writer] = {".svg": _svg, ".html": _html, ".png": _png, ".dot": dot_text}

@@ -1,0 +1,226 @@
+"""`mbs_fx.write_report`: one page with everything there is to see, and a slider over z.
+
+Semantics
+- The slider goes through the plans of `mbs_fx.sweep`, from the smallest network to the original.  A plan that is none
+  of these (a budget, overrides) has a place among them by its number of parameters.
+- The page is one file and asks for nothing from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mbs_fx.analysis import Analysis
+from mbs_fx.density_result import Density
+from mbs_fx.errors import MBSError
+from mbs_fx.files import write_text
+from mbs_fx.pictures.diagram import diagram, opened
+from mbs_fx.pictures.drawing import network
+from mbs_fx.pictures.engine import layout
+from mbs_fx.pictures.page import fill, packed, picture_parts
+from mbs_fx.pictures.plots import require_matplotlib
+from mbs_fx.pictures.report_plots import panels
+from mbs_fx.pictures.scene import Scene, scene
+from mbs_fx.pictures.style import macroblock_colour, size
+from mbs_fx.pictures.svg import asset, base_words
+from mbs_fx.pictures.target import target
+from mbs_fx.plan_result import Plan
+from mbs_fx.planning import plan as make_plan
+from mbs_fx.report import PLAN_HEADERS, SWEEP_HEADERS, kept_lines, plan_row, sweep_row
+from mbs_fx.sweeping import Sweep, sweep
+
+CARDS = (
+    ("params", "parameters"),
+    ("flops", "multiply-adds for one image"),
+    ("model", "weights on disk"),
+    ("activations", "feature maps of one image, at the most"),
+)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A place of the slider: a plan, and its range of thresholds (its number in the sweep; None if not of it)."""
+
+    plan: Plan
+    ends: tuple[float, float]
+    number: int | None
+
+
+def write_report(
+    x: Any,
+    density: Density | None = None,
+    plan: Plan | None = None,
+    path: str | Path = "mbs-report.html",
+    *,
+    example: Any = None,
+    title: str = "",
+) -> Path:
+    """Write the report of a reduction as one HTML page: tables, picture, plots, and a slider over z.
+
+    Args:
+        x: a traced graph or its `Analysis`.
+        density: p_j per convolution; without it every output counts as non-zero.
+        plan: what is shown first; that of z = 1 if not given.
+        path: where to, ending in ``.html``.
+        example: an input tensor or its shape, for a graph whose shapes are not known.
+        title: the heading.
+
+    Returns:
+        The path.
+
+    Raises:
+        MBSError: matplotlib is not installed, a path that cannot be written, a graph of unknown shapes, a density or
+            a plan of another network.
+
+    """
+    path = target(path, "a report", (".html",))
+    require_matplotlib("a report")
+    analysis, plan = network(x, None, plan, example)
+    if analysis is None:
+        raise MBSError("a report needs the network that the plan was made for: pass the analysis, and plan=")
+    plan = plan if plan is not None else make_plan(analysis, density)
+    write_text(path, _page(scene(analysis, density, plan, None), sweep(analysis, density), plan, title))
+    return path
+
+
+def _page(seen: Scene, swept: Sweep, plan: Plan, title: str) -> str:
+    from markupsafe import Markup
+
+    picture = diagram(seen)
+    parts = picture_parts(picture, layout(picture, opened(picture, "auto")))
+    stops = _stops(swept, plan)
+    plots = panels(seen.analysis, seen.density, swept, [stop.plan.boundary for stop in stops])
+    data = _payload(seen, stops, plan) | {"places": {panel.name: panel.places for panel in plots}}
+    return fill(
+        "report.html",
+        parts
+        | {
+            "title": title or "Macroblock scaling",
+            "subtitle": ", ".join(_subtitle(seen, plan)),
+            "css": parts["css"] + Markup(asset("report.css")),
+            "opaque": [s.name for m in seen.analysis.macroblocks for s in m.segments],
+            "cards": CARDS,
+            "headers": PLAN_HEADERS,
+            "sweep_headers": SWEEP_HEADERS,
+            "plans": [{"sweep_row": sweep_row(stop.plan, stop.ends)} for stop in stops],
+            "convs": len(seen.analysis.convs),
+            "keys": list(_keys(seen.analysis)),
+            "panels": [{"name": panel.name, "svg": Markup(panel.svg)} for panel in plots],
+            "captions": _captions(seen.density),
+            "left_alone": _left_alone(seen.analysis, plan),
+            "notes": plan.notes,
+            "report_payload": packed(json.dumps(data).encode()),
+            "report_script": Markup(asset("report.js")),
+        },
+    )
+
+
+def _stops(swept: Sweep, plan: Plan) -> list[Stop]:
+    """Where the slider stops, the smallest network first."""
+    made = [plan if p.widths == plan.widths else p for p in swept.plans]
+    stops = [Stop(p, ends, i) for i, (p, ends) in enumerate(zip(made, swept.ranges, strict=True))][::-1]
+    if all(p is not plan for p in made):
+        z = plan.z or 0.0
+        stops = sorted([*stops, Stop(plan, (z, z), None)], key=lambda stop: stop.plan.params[1])
+    return stops
+
+
+def _payload(seen: Scene, stops: list[Stop], plan: Plan) -> dict[str, Any]:
+    """What report.js works on.  Convolutions with the same widths in every plan share a column."""
+    columns: dict[tuple[int, ...], int] = {}
+    of_path: dict[str, int] = {}
+    for path, before in plan.before.items():
+        column = (before, *(stop.plan.widths[path] for stop in stops))
+        of_path[path] = columns.setdefault(column, len(columns))
+    boxes = seen.boxes
+    return {
+        "given": next(i for i, stop in enumerate(stops) if stop.plan is plan),
+        "plans": [_stop_payload(stop) for stop in stops],
+        "columns": list(columns),
+        "columnOf": [None if box.conv is None else of_path[box.conv.target] for box in boxes],
+        "fields": [None if box.geometry is None else box.geometry.receptive_field for box in boxes],
+        "blocks": [box.macroblock for box in boxes],
+        "density": [None if box.p is None else f"{box.p:.3f}" for box in boxes],
+        "convs": [box.number for box in boxes if box.conv is not None],
+    }
+
+
+def _stop_payload(stop: Stop) -> dict[str, Any]:
+    plan = stop.plan
+    pairs = {
+        "params": (plan.params, "{:,.0f}", 1),
+        "flops": (plan.flops, "{:,.1f} million", 1e6),
+        "model": (plan.model_bytes, "{:,.2f} MB", 1e6),
+        "activations": (plan.activation_bytes, "{:,.2f} MB", 1e6),
+    }
+    texts = {"z": _z_text(stop), "boundary": _boundary_text(plan)}
+    texts["limit"] = base_words(plan.boundary) if plan.boundary is not None else ""
+    for name, ((before, after), form, unit) in pairs.items():
+        texts[name] = form.format(after / unit)
+        texts[f"{name}-change"] = f"{form.format(before / unit).removesuffix(' million')} → {form.format(after / unit)}"
+        texts[f"{name}-fewer"] = f"{1 - after / before:.2%} fewer" if before else ""
+    limits = plan.boundary
+    return {
+        "texts": texts,
+        "rows": [plan_row(m) for m in plan.macroblocks],
+        "betas": [m.beta for m in plan.macroblocks],
+        "boundary": None if limits is None else [b if isfinite(b) else None for b in limits],
+        "range": stop.number,
+    }
+
+
+def _z_text(stop: Stop) -> str:
+    if stop.number is None:
+        return "the plan given"
+    low, high = stop.ends
+    if not isfinite(high):
+        return f"z from {low:.3g} L"
+    return f"z = {low:.3g} … {high:.3g} L"
+
+
+def _boundary_text(plan: Plan) -> str:
+    if plan.boundary is None:
+        return "scaling factors were given: there is no threshold"
+    limit = size(tuple(dict.fromkeys(plan.boundary)))
+    base, convs = sum(m.base for m in plan.macroblocks), sum(m.convs for m in plan.macroblocks)
+    if base == convs:
+        return f"all {convs} convolutions are base layers"
+    return f"⌈z⌉_RF = {limit}: {base} base layers, {convs - base} enhancement layers above the line"
+
+
+def _subtitle(seen: Scene, plan: Plan) -> Iterator[str]:
+    yield f"{len(seen.analysis.convs)} convolutions in {len(seen.analysis.macroblocks)} macroblocks"
+    yield "input " + " and ".join(size(shape[1:]) for shape in seen.analysis.input_shapes)
+    yield f"densities from {seen.density.images:,} images" if seen.density is not None else "no densities: p = 1"
+    if plan.z is not None:
+        yield f"planned at z = {plan.z:g} L"
+
+
+def _keys(analysis: Analysis) -> Iterator[tuple[str, str]]:
+    for m in analysis.macroblocks:
+        yield macroblock_colour(m.index), f"m{m.index}, {size(m.spatial_size)}" + (" up" if m.upsampled else "")
+    yield "var(--base)", "base layers"
+    yield "var(--enhancement)", "enhancement layers"
+
+
+def _captions(density: Density | None) -> dict[str, str]:
+    solid = (
+        "solid: p × flops; pale: work on zeros; white: not counted" if density is not None else "nothing was measured"
+    )
+    return {
+        "fields": "",
+        "flops": solid,
+        "factors": "β = 1 / (1 + r), the factor for all widths of a macroblock",
+        "curve": "the band is the range of z with the plan shown",
+    }
+
+
+def _left_alone(analysis: Analysis, plan: Plan) -> list[str]:
+    segments = {s.name: s.reason for m in analysis.macroblocks for s in m.segments}
+    lines = [f"{name}, opaque: {reason}; scaled by one β as a whole" for name, reason in segments.items()]
+    return [*kept_lines(plan.kept, most=100), *lines]
