@@ -11,9 +11,8 @@ Semantics
 from __future__ import annotations
 
 import hashlib
-import re
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.flow import Flow, run
 from mbs_fx.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
 from mbs_fx.memory import buffers, element_bytes, feature_maps
+from mbs_fx.opaque import forced, opaque_paths
 from mbs_fx.operations import operations
 from mbs_fx.pairing import pair
 from mbs_fx.shapes import infer
@@ -69,7 +69,8 @@ def analyze(
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
 
     """
-    found = facts(gm, input_shapes(gm, example), tuple(opaque))
+    shapes = input_shapes(gm, example)
+    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else ())
     if strict and found.flow.refused:
         first, *rest = dict.fromkeys(found.flow.refused)
         more = f" (and {len(rest)} more)" if rest else ""
@@ -106,10 +107,8 @@ def _carried(node: Node) -> tuple[int, ...] | None:
     return None
 
 
-def facts(
-    gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str | type[nn.Module], ...] = ()
-) -> Facts:
-    """Analysis and labels of a graph, remembered until the graph changes."""
+def facts(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str, ...] = ()) -> Facts:
+    """Analysis and labels of a graph, remembered until the graph changes; ``opaque`` are module paths."""
     if not isinstance(gm, GraphModule):
         raise MBSError(
             f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
@@ -122,7 +121,7 @@ def facts(
     return known
 
 
-def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[Any, ...]) -> str:
+def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str, ...]) -> str:
     """Changes when the graph, a module it calls, or a parameter's shape changes."""
     digest = hashlib.sha256(repr((shapes, opaque)).encode())
     for node in gm.graph.nodes:
@@ -135,7 +134,7 @@ def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: t
 def _facts(
     gm: GraphModule,
     shapes: tuple[tuple[int, ...], ...],
-    opaque: tuple[str | type[nn.Module], ...],
+    opaque: tuple[str, ...],
     print_: str,
 ) -> Facts:
     values = infer(gm, shapes)
@@ -145,10 +144,10 @@ def _facts(
     if not layers:
         raise MBSError(_why_no_convolution(gm))
     names = [node.name for node in layers]
-    choices = choose(flow, names, _forced(gm, opaque, names) if opaque else None)
+    choices = choose(flow, names, forced(gm, opaque) if opaque else None)
     analysis = _assemble(flow, choices, layers, {name: found.geometry for name, found in located.items()}, shapes)
     notes = (*notes, *flow.notes.values())
-    return Facts(replace(analysis, notes=tuple(notes), fingerprint=print_), flow, choices)
+    return Facts(replace(analysis, notes=tuple(notes), opaque=opaque, fingerprint=print_), flow, choices)
 
 
 def _why_no_convolution(gm: GraphModule) -> str:
@@ -176,26 +175,6 @@ def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
         return node.name in located
     module = flow.modules.get(str(node.target)) if node.op == "call_module" else None
     return isinstance(module, nn.Linear) and node.name in located and len(flow.shape(node)) > 3
-
-
-def _forced(gm: GraphModule, opaque: tuple[str | type[nn.Module], ...], names: list[str]) -> Callable[[str], bool]:
-    """Which convolutions lie in modules that the caller wants scaled as a whole."""
-    inside: set[str] = set()
-    by_name = {node.name: node for node in gm.graph.nodes}
-    for wanted in opaque:
-        found = {n for n in names if _within(by_name[n], wanted)}
-        if not found:
-            raise MBSError(f"opaque: {wanted}: no convolution lies in such a module")
-        inside |= found
-    return inside.__contains__
-
-
-def _within(node: Node, wanted: str | type[nn.Module]) -> bool:
-    stack = node.meta.get("nn_module_stack") or {}
-    if isinstance(wanted, type):
-        return any(kind is wanted or getattr(kind, "__name__", kind) == wanted.__name__ for _, kind in stack.values())
-    paths = [path for path, _ in stack.values()] or [str(node.target)]
-    return any(re.fullmatch(wanted, path) for path in [*paths, str(node.target)])
 
 
 def _assemble(

@@ -71,10 +71,13 @@ def any_conv(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = Non
 
 
 def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
-    """Multiply-adds of a convolution for one image; 0 for any other node."""
+    """Multiply-adds of a convolution, or of a linear layer at every pixel, for one image; 0 for any other node."""
     spec = any_conv(gm, node, shapes)
     if spec is None:
-        return 0
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.Linear):
+            return 0
+        return prod(shapes[node.name].shape[1:-1]) * module.in_features * module.out_features
     value = shapes[_input(node).name if spec.transposed else node.name]
     return prod(spec.weight) * prod(value.shape[-spec.dims :])
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
@@ -35,7 +35,6 @@ class Latency:
     repetitions: int
     warmup: int
     prepare: Callable[[GraphModule], Callable[..., Any]] | None
-    opaque: tuple[str | type[nn.Module], ...]
     measured: dict[tuple[int, ...], float] = field(default_factory=dict[tuple[int, ...], float])
 
     def __call__(self, plan: Plan) -> float:
@@ -47,7 +46,7 @@ class Latency:
 
     def _time(self, plan: Plan) -> float:
         with torch.random.fork_rng(devices=[]):
-            small = rewrite(self.gm, plan, criterion="first", opaque=self.opaque).eval().to(self.device)
+            small = rewrite(self.gm, plan, criterion="first").eval().to(self.device)
         run = small if self.prepare is None else self.prepare(small)
         inputs = self._inputs(plan)
         with torch.no_grad():
@@ -82,7 +81,6 @@ def latency_of(
     repetitions: int = 30,
     warmup: int = 5,
     prepare: Callable[[GraphModule], Callable[..., Any]] | None = None,
-    opaque: Iterable[str | type[nn.Module]] = (),
 ) -> Latency:
     """What `plan` asks for with ``latency=``: a function from a plan to milliseconds.
 
@@ -94,7 +92,6 @@ def latency_of(
         warmup: runs before.
         prepare: makes the small network ready as it will be used (``torch.compile``, an export to another
             runtime) and gives what is called with the inputs.
-        opaque: as for `analyze`, the same as when the plan was made.
 
     """
     if not isinstance(gm, GraphModule):
@@ -108,7 +105,7 @@ def latency_of(
         raise MBSError(
             "latency_of: the network has no numbers (device 'meta') and cannot be run: give it weights first"
         )
-    return Latency(gm, _device(gm, device), batch, repetitions, warmup, prepare, tuple(opaque))
+    return Latency(gm, _device(gm, device), batch, repetitions, warmup, prepare)
 
 
 def _device(gm: GraphModule, device: torch.device | str | None) -> torch.device:

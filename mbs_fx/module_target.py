@@ -31,13 +31,11 @@ from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
 
 
-def rewrite_module(
-    model: nn.Module, plan: Plan, criterion: Criterion, opaque: tuple[str | type[nn.Module], ...]
-) -> tuple[nn.Module, Keep, Resizer]:
+def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[nn.Module, Keep, Resizer]:
     """A resized deep copy of a module, the decision behind it, and what was initialised fresh."""
     small = copy.deepcopy(model)
     modes = {path: module.training for path, module in small.named_modules()}
-    graphs, keeps = _decisions(small, plan, criterion, opaque)
+    graphs, keeps = _decisions(small, plan, criterion)
     first = keeps[False]
     resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
     code = {mode: _rewritten_graph(graphs[mode], keep) for mode, keep in keeps.items()}
@@ -54,9 +52,7 @@ def rewrite_module(
     return small, first, resizers[False]
 
 
-def _decisions(
-    small: nn.Module, plan: Plan, criterion: Criterion, opaque: tuple[str | type[nn.Module], ...]
-) -> tuple[dict[bool, GraphModule], dict[bool, Keep]]:
+def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict[bool, GraphModule], dict[bool, Keep]]:
     """The graph of each mode that can be traced, and which channels stay there."""
     graphs: dict[bool, GraphModule] = {}
     keeps: dict[bool, Keep] = {}
@@ -69,7 +65,7 @@ def _decisions(
             if not mode:
                 raise
             continue
-        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), opaque)
+        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), plan.opaque)
         if not mode:
             keeps[mode] = decide(found, plan, criterion)
         else:

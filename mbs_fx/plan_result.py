@@ -62,6 +62,7 @@ class Plan:
     activation_bytes: tuple[int, int] = (0, 0)
     beyond: float = 0.0
     images: int = 0
+    opaque: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
@@ -112,7 +113,16 @@ def _plan_of(data: dict[str, Any]) -> Plan:
     try:
         rows = [{k: _tuples(v) for k, v in row.items()} for row in fields.pop("macroblocks")]
         fields["channels"] = {path: tuple(index) for path, index in fields.get("channels", {}).items()}
-        for name in ("boundary", "params", "flops", "model_bytes", "activation_bytes", "input_shapes", "notes"):
+        for name in (
+            "boundary",
+            "params",
+            "flops",
+            "model_bytes",
+            "activation_bytes",
+            "input_shapes",
+            "opaque",
+            "notes",
+        ):
             if name in fields:
                 fields[name] = _tuples(fields[name])
         found = Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)

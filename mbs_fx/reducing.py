@@ -79,7 +79,6 @@ def reduce(
         The small network; ``meta["mbs"]`` is its `Plan`, which prints as the paper's table.
 
     """
-    opaque = tuple(opaque)
     if images is not None and density is not None:
         raise MBSError("reduce: give images or a density, not both")
     if images is not None and example is None:
@@ -104,9 +103,9 @@ def reduce(
         max_flops=max_flops,
         max_bytes=max_bytes,
         max_latency_ms=max_latency_ms,
-        latency=None if max_latency_ms is None else latency_of(gm, device=device, opaque=opaque),
+        latency=None if max_latency_ms is None else latency_of(gm, device=device),
     )
-    return rewrite(gm, made, init=init, criterion=criterion, opaque=opaque)
+    return rewrite(gm, made, init=init, criterion=criterion)
 
 
 def _graph(model: nn.Module, example: Example) -> GraphModule:

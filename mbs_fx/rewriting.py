@@ -11,7 +11,6 @@ Semantics
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -42,7 +41,6 @@ def rewrite(
     *,
     init: Init = "inherit",
     criterion: Criterion = "l1",
-    opaque: Iterable[str | type[nn.Module]] = (),
 ) -> Model:
     """A new model of the same kind, a `GraphModule` or an ``nn.Module``, with the planned widths.
 
@@ -53,7 +51,6 @@ def rewrite(
         init: "inherit" slices the weights, "fresh" initialises every layer anew, a callable is applied to
             every module of the small network.
         criterion: which channels stay; see `mbs_fx.selection.select`.
-        opaque: as for `analyze`, the same as when the plan was made.
 
     Returns:
         The small network; ``meta["mbs"]`` holds the plan with the kept channels filled in, always as a plan of
@@ -68,12 +65,12 @@ def rewrite(
     earlier = plan_in(model)
     plan = relative(earlier, plan)
     if isinstance(model, GraphModule):
-        small, keep, resizer = _rewrite_graph(model, plan, criterion, tuple(opaque))
+        small, keep, resizer = _rewrite_graph(model, plan, criterion)
         _check_runs(keep.facts, small)
     else:
         from mbs_fx.module_target import rewrite_module
 
-        small, keep, resizer = rewrite_module(model, plan, criterion, tuple(opaque))
+        small, keep, resizer = rewrite_module(model, plan, criterion)
     initialise(small, init)
     analysis = keep.facts.analysis
     made = recounted(analysis, plan, keep.counts)
@@ -111,10 +108,8 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
         raise MBSError(f"the plan does not fit: it has no width for the convolution {missing}")
 
 
-def _rewrite_graph(
-    gm: GraphModule, plan: Plan, criterion: Criterion, opaque: tuple[str | type[nn.Module], ...]
-) -> tuple[GraphModule, Keep, Resizer]:
-    found = facts(gm, plan.input_shapes, opaque)
+def _rewrite_graph(gm: GraphModule, plan: Plan, criterion: Criterion) -> tuple[GraphModule, Keep, Resizer]:
+    found = facts(gm, plan.input_shapes, plan.opaque)
     keep = decide(found, plan, criterion)
     resizer = Resizer(keep)
     return build(gm, keep, resizer), keep, resizer

@@ -8,7 +8,7 @@ import torch
 import wirings
 from proof import difference, is_exact, random_inputs, reloads, trains, widths_hold, zeroed
 from torch import nn
-from wirings import Net, Residual, Shuffle, conv
+from wirings import Grouped, Net, Residual, Shuffle, conv
 
 import mbs_fx
 from mbs_fx import MBSError
@@ -73,8 +73,15 @@ def test_shuffle_unit_is_an_opaque_segment():
 
 def test_modules_can_be_named_opaque():
     gm = mbs_fx.trace(Residual().eval(), (2, 3, 8, 8))
-    named = mbs_fx.analyze(gm, (2, 3, 8, 8), opaque=["stem.*"])
+    named = mbs_fx.analyze(gm, (2, 3, 8, 8), opaque=["stem"])
     assert any("stem.0" in s.convs for m in named.macroblocks for s in m.segments)
+    plan = mbs_fx.plan(named, betas={8: 0.5})
+    assert plan.opaque == ("stem",)
+    small = mbs_fx.rewrite(gm, mbs_fx.Plan.from_json(plan.to_json()))
+    assert "stem.0" not in small.meta["mbs"].channels
+    assert any("initialised fresh" in note for note in small.meta["mbs"].notes)
+    by_class = mbs_fx.analyze(mbs_fx.trace(Grouped().eval(), (2, 3, 8, 8)), (2, 3, 8, 8), opaque=[nn.Conv2d])
+    assert len(by_class.opaque) > 1
     with pytest.raises(MBSError, match="no convolution lies in such a module"):
         mbs_fx.analyze(gm, (2, 3, 8, 8), opaque=["nowhere"])
 
