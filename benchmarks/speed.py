@@ -1,6 +1,6 @@
 """Analyze + plan + rewrite, in seconds, beside Torch-Pruning's build + prune on the same network.
 
-    python benchmarks/speed.py [--runs 3] [--no-peer]
+    python benchmarks/speed.py [--runs 3] [--no-peer] [--only REGEX] [--memory]
 
 Tracing is excluded on our side.  Both sides run in this process, in turn; the median counts.  The first analysis
 of a process also imports torch's fake tensor machinery; it is done once before the clock starts.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import statistics
 import time
 import tracemalloc
@@ -74,10 +75,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--only", default="", help="regular expression on names")
+    parser.add_argument("--memory", action="store_true", help="what an analysis of the largest network allocates")
     args = parser.parse_args()
+    if args.memory:
+        with torch.device("meta"):
+            net = torchvision.models.regnet_y_128gf().eval()
+        print(
+            f"RegNetY-128GF: the analysis allocates {memory(net, (1, 3, 224, 224)):.1%} of the weights' bytes at its peak"
+        )
+        return
     ours(torchvision.models.squeezenet1_1().eval(), (1, 3, 64, 64))
     rows: list[list[Any]] = []
     for name, (make, shape) in NETWORKS.items():
+        if not re.search(args.only, name):
+            continue
         mine: list[float] = []
         theirs: list[float | str] = []
         nodes = 0

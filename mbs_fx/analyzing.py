@@ -258,19 +258,13 @@ def _tensors(flow: Flow, choices: Choices) -> dict[str, tuple[Width, ...]]:
     labelled = {
         f"{path}.{name}": axes for path, layer in flow.layers.items() for name, axes in layer.tensors.items()
     } | dict(flow.parameters)
-    widths: dict[int, Width] = {}
     result: dict[str, tuple[Width, ...]] = {}
     for path, tensor in flow.gm.named_parameters():
         axes = labelled.get(path, (None,) * tensor.dim())
-        row: list[Width] = []
-        for axis, size in zip(axes, tensor.shape, strict=True):
-            if axis is None:
-                row.append(Width(int(size)))
-            else:
-                if id(axis) not in widths:
-                    widths[id(axis)] = choices.width(axis)
-                row.append(widths[id(axis)])
-        result[path] = tuple(row)
+        result[path] = tuple(
+            Width(int(size)) if axis is None else choices.width(axis)
+            for axis, size in zip(axes, tensor.shape, strict=True)
+        )
     return result
 
 

@@ -12,9 +12,10 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ Array = NDArray[np.int64]
 class Choices:
     """Classes of labels and their cells.  Arrays are indexed by label; cell -1 is what always stays.
 
-    ``parts`` maps sets of opaque cells to the number of equal parts that their sum must split into.
+    ``parts`` maps sets of opaque cells to the number of equal parts that their sum must split into.  ``widths``
+    remembers widths by the identity of an axis, and the axis: a layer's tensors share theirs.
     """
 
     hard: Array
@@ -41,12 +43,18 @@ class Choices:
     reasons: dict[int, str]
     opaque_cells: frozenset[int]
     parts: dict[tuple[int, ...], int]
+    widths: dict[int, tuple[Factor, Width]] = field(default_factory=dict[int, Any], repr=False)
 
     def width(self, axis: Factor) -> Width:
         """The size of an axis with these labels, as a function of how many choices of each cell stay.
 
         Labels are one per position, or (groups, positions in a group) for one group's share.
         """
+        if id(axis) not in self.widths:
+            self.widths[id(axis)] = axis, self._width(axis)
+        return self.widths[id(axis)][1]
+
+    def _width(self, axis: Factor) -> Width:
         parts = axis.shape[0] if axis.ndim == 2 else 1
         cells = self.cell[axis.reshape(-1)]
         numbers, counts = np.unique(cells, return_counts=True)
