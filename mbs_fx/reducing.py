@@ -58,7 +58,8 @@ def reduce(
             (p = 1); then the input's shape must be known from ``example`` or the graph.
         example: an input tensor or its shape.
         z: the threshold in multiples of the input size, 1 where nothing else is said.
-        density: an earlier measurement of this graph.
+        density: an earlier measurement of this graph; None takes the one that the graph carries, if any
+            (`mbs_fx.passes.Measure` leaves it in ``gm.meta["mbs_density"]``).
         init: as for `rewrite`.
         criterion: as for `rewrite`.
         opaque: as for `analyze`.
@@ -85,6 +86,8 @@ def reduce(
         images, example = _peek(images)
     gm = _graph(model, example)
     analysis = analyze(gm, input_shapes(gm, example), opaque=opaque)
+    if images is None and density is None:
+        density = gm.meta.get("mbs_density")
     if images is not None:
         density = measure(gm, images, analysis=analysis, z=1.0 if z is None else z, device=device, **measuring)
     if round_to == "auto":

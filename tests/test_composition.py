@@ -76,6 +76,12 @@ def test_a_changed_graph_is_analyzed_again_and_its_density_refused(gm):
     assert "another graph" in str(raised.value.__cause__)
 
 
+def test_reduce_takes_what_the_graph_carries(gm):
+    carried = PassManager([Analyze(SHAPE), Measure(images()[:32], confidence=None)])(copy.deepcopy(gm)).graph_module
+    ShapeProp(carried).propagate(torch.zeros(SHAPE))
+    assert mbs_fx.reduce(carried).meta["mbs"].images == 32
+
+
 def test_shape_prop_makes_an_example_unnecessary(gm):
     carried = copy.deepcopy(gm)
     ShapeProp(carried).propagate(torch.zeros(SHAPE))
