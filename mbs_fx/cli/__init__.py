@@ -13,11 +13,12 @@ from typing import Annotated
 
 import typer
 
-from mbs_fx.cli import reduce
+from mbs_fx.cli import analyze, draw, measure, plan, reduce, show, sweep
 from mbs_fx.errors import MBSError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(reduce.reduce)
+for _command in (analyze.analyze, measure.measure, plan.plan, sweep.sweep, reduce.reduce, draw.draw, show.show):
+    app.command()(_command)
 
 
 def _version(asked: bool) -> None:

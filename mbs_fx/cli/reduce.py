@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,74 +15,73 @@ import typer
 
 from mbs_fx.cli import options
 from mbs_fx.cli.files import outputs
+from mbs_fx.cli.session import SHIPPED, Session
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from mbs_fx.folder import ImageFolder, Preparation
     from mbs_fx.plan_result import Plan
-
-SHIPPED = "sample/resnet20"
 
 
 def reduce(
     model: options.Model = SHIPPED,
     images: options.Images = None,
+    density: options.DensityFile = None,
     weights: options.Weights = None,
-    z: options.Z = 1.0,
+    z: options.Z = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Apply this plan, perhaps edited, in place of Algorithm 1.")
+    ] = None,
     size: options.Size = None,
+    opaque: options.Opaque = None,
+    max_params: options.MaxParams = None,
+    max_flops: options.MaxFlops = None,
+    max_bytes: options.MaxBytes = None,
+    max_latency_ms: options.MaxLatency = None,
+    round_to: options.RoundTo = 1,
+    min_width: options.MinWidth = 1,
+    keep: options.Keep = None,
+    beta: options.Beta = None,
+    width: options.Width = None,
+    init: Annotated[str, typer.Option(help="Weights: inherit or fresh.")] = "inherit",
+    criterion: Annotated[str, typer.Option(help="Channels that stay: l1, l2, scale or first.")] = "l1",
     batch: options.Batch = 16,
     max_images: options.MaxImages = None,
     workers: options.Workers = 0,
     device: options.Device = None,
     out: Annotated[Path | None, typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with everything.")] = None,
     as_json: options.Json = False,
+    show_code: options.ShowCode = False,
 ) -> None:
     """Measure densities, plan the widths by Algorithm 1, and write the narrower network."""
     import mbs_fx
-    from mbs_fx.models import resolve
 
-    source = resolve(model, weights)
-    paths = outputs(out, f"{source.name}-mbs", (".json", ".safetensors"))
-    preparation = replace(source.preparation, size=size or source.preparation.size)
-    seen = _image_set(model, images, preparation)
-    shape = (1, 3, preparation.size, preparation.size)
-
-    gm = mbs_fx.trace(source.model, shape)
-    analysis = mbs_fx.analyze(gm, shape)
-    density = None
-    if seen is not None:
-        measure = partial(mbs_fx.measure, analysis=analysis, z=z, device=_device(device))
-        density = measure(gm, seen, batch_size=batch, max_images=max_images, workers=workers)
-    small = mbs_fx.rewrite(gm, mbs_fx.plan(analysis, density, z=z))
+    asked = options.planning(
+        z=z, max_params=max_params, max_flops=max_flops, max_bytes=max_bytes, max_latency_ms=max_latency_ms,
+        round_to=round_to, min_width=min_width, keep=keep, betas=beta, widths=width,
+    )  # fmt: skip
+    if plan is not None and asked:
+        raise MBSError(f"--plan decides all widths: leave out {', '.join(asked)}")
+    session = Session(model, weights, size, opaque)
+    paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"))
+    if plan is not None:
+        made, found = mbs_fx.Plan.from_json(plan), None
+        session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
+    else:
+        reading = {"batch_size": batch, "max_images": max_images, "workers": workers}
+        found = session.measure(images, density, z, device, **reading)
+        made = session.plan(found, asked, device)
+    small = mbs_fx.rewrite(session.gm, made, init=init, criterion=criterion)
+    session.say("small", f"mbs_fx.rewrite(gm, plan, init={init!r}, criterion={criterion!r})")
     mbs_fx.save(small, *paths)
-    _tell(small.meta["mbs"], paths, _code(source.code, paths), as_json)
-
-
-def _image_set(model: str, images: Path | None, preparation: Preparation) -> ImageFolder | Tensor | None:
-    """What densities are measured on; None where nothing was given."""
-    from mbs_fx import sample
-    from mbs_fx.folder import folder
-
-    if images is not None:
-        return folder(images, preparation)
-    if model != SHIPPED:
-        return None
-    shipped = sample.images()
-    if shipped.shape[-1] != preparation.size:
-        raise MBSError(f"the shipped images are 32 x 32, not {preparation.size}: name others with --images DIR")
-    return shipped
-
-
-def _device(name: str | None) -> torch.device:
-    import torch
-
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise MBSError(f"{name!r} is no device: {str(error).splitlines()[0]}") from error
+    session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
+    files = [*paths]
+    if report is not None:
+        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=session.source.name))
+        session.say("", f"mbs_fx.write_report(analysis, {'density' if found else None}, plan, {str(report)!r})")
+    loading = _code(session.source.code, paths)
+    document = {"plan": json.loads(small.meta["mbs"].to_json()), "files": list(map(str, files)), "code": loading}
+    session.tell(_text(small.meta["mbs"], files, init, loading), document, as_json, show_code)
 
 
 def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -93,12 +90,9 @@ def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
     return ("import mbs_fx", *model, f"small = mbs_fx.load(model, {plan!r}, {weights!r})")
 
 
-def _tell(plan: Plan, paths: tuple[Path, ...], code: tuple[str, ...], as_json: bool) -> None:
+def _text(plan: Plan, files: list[Path], init: str, code: tuple[str, ...]) -> str:
     """The plan, what was written, and how to load it."""
-    if as_json:
-        files = [str(path) for path in paths]
-        print(json.dumps({"plan": json.loads(plan.to_json()), "files": files, "code": code}))
-        return
-    print(plan)
-    print(f"\nWrote {paths[0]} (plan) and {paths[1]} (weights, inherited: retrain them). In Python:\n")
-    print("\n".join(f"    {line}" for line in code))
+    how = "inherited" if init == "inherit" else init
+    more = "".join(f", {path}" for path in files[2:])
+    lines = [str(plan), "", f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){more}. In Python:", ""]
+    return "\n".join([*lines, *(f"    {line}" for line in code)])

@@ -1,0 +1,123 @@
+"""One test a command: what it prints and writes, the Python it shows, and how it fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import mbs_fx
+from mbs_fx.cli import main
+
+NET = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
+    )
+"""
+MODEL = ("net.py:net", "--size", "16")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        return (left.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+def test_analyze(run):
+    code, out, _ = run("analyze", *MODEL)
+    assert code == 0
+    assert "16 × 16" in out
+    document = json.loads(run("analyze", *MODEL, "--json")[1])
+    assert [conv["width"] for conv in document["convs"]] == [8, 16, 32, 32]
+    assert run("analyze", *MODEL, "--opaque", "9+")[2].endswith("no convolution lies in such a module\n")
+
+
+def test_measure_plan_sweep_reduce_show(run, workplace):
+    code, out, _ = run("measure", "--max-images", "32", "--out", "d.json")
+    assert (code, "Wrote d.json" in out) == (0, True)
+    assert mbs_fx.Density.load("d.json").images == 32
+    code, out, _ = run("plan", "--density", "d.json", "--max-params", "60%", "--keep", "conv1", "--json")
+    planned = json.loads(out)
+    assert code == 0
+    assert 0.55 < planned["params"][1] / planned["params"][0] <= 0.6
+    assert (workplace / "resnet20-plan.json").exists()
+    assert len(json.loads(run("sweep", "--density", "d.json", "--json")[1])["plans"]) > 5
+    code, out, _ = run("reduce", "--plan", "resnet20-plan.json", "--json")
+    assert json.loads(out)["plan"]["widths"] == planned["widths"]
+    assert "Density: 32" in run("show", "d.json")[1]
+    assert "fewer" in run("show", "resnet20-plan.json")[1]
+
+
+def test_draw_and_report(run, workplace):
+    assert run("draw", "net.svg", *MODEL)[0] == 0
+    assert (workplace / "net.svg").read_text().startswith("<")
+    pytest.importorskip("matplotlib", reason="the extra 'pictures' is not installed")
+    assert run("reduce", *MODEL, "--report", "out.html")[0] == 0
+    assert "<html" in (workplace / "out.html").read_text()[:200]
+
+
+def test_overrides_reach_the_plan(run):
+    options = ("--beta", "m0=0.5", "--width", "[6]=20", "--round-to", "4", "--min-width", "4")
+    widths = json.loads(run("plan", *MODEL, *options, "--json")[1])["widths"]
+    assert (widths["0"], widths["6"]) == (4, 20)
+    assert all(width % 4 == 0 for width in widths.values())
+
+
+@pytest.mark.parametrize("command", ["analyze", "plan", "sweep", "reduce", "draw"])
+def test_the_code_that_is_shown_does_the_same(run, workplace, command):
+    place = ("net.svg",) if command == "draw" else ()
+    code, out, _ = run(command, *place, *MODEL, "--show-code")
+    assert code == 0
+    made = [path for path in workplace.iterdir() if path.suffix in (".json", ".safetensors", ".svg")]
+    for path in made:
+        path.unlink()
+    exec(out, {})
+    assert [path for path in made if not path.exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", *MODEL, "--max-params", "1"], "smallest"),
+        (["plan", *MODEL, "--max-params", "few"], "write a number, or a share"),
+        (["plan", *MODEL, "--keep", "layer9.*"], "layer9"),
+        (["plan", *MODEL, "--beta", "[0]=0.5", "--width", "[0]=5"], "[0]"),
+        (["plan", *MODEL, "--beta", "half"], "KEY=NUMBER"),
+        (["plan", *MODEL, "--out", "nowhere/plan.json"], "no folder nowhere"),
+        (["measure", *MODEL], "--images DIR"),
+        (["reduce", *MODEL, "--plan", "new.json"], "version 99"),
+        (["reduce", *MODEL, "--plan", "new.json", "--z", "0.5"], "leave out z"),
+        (["draw", "net.bmp", *MODEL], ".bmp"),
+        (["show", "net.py"], "not a file of mbs-fx"),
+        (["show", "absent.json"], "cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_done_is_said_in_one_line(run, workplace, arguments, message):
+    (workplace / "new.json").write_text('{"format": "mbs_fx.plan", "version": 99}')
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert err.startswith("mbs-fx: error: ")
+    assert message in err
+    assert "Traceback" not in err
