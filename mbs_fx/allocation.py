@@ -169,7 +169,10 @@ def from_widths(analysis: Analysis, widths: Mapping[str, int]) -> list[int]:
     filling = _Filling(analysis.cells, 1)
     pending = sorted(analysis.streams, key=lambda s: (len(s.out.terms), s.width))
     while pending:
-        clear = [s for s in pending if len(filling.open.intersection(s.out.cells)) <= 1] or pending[:1]
+        clear = [s for s in pending if len(filling.open.intersection(s.out.cells)) <= 1]
+        if not clear and _serve_parts(analysis, filling, widths):
+            continue
+        clear = clear or pending[:1]
         for stream in clear:
             filling.serve(stream.out, wanted[stream.index])
         served = {s.index for s in clear}
@@ -178,6 +181,16 @@ def from_widths(analysis: Analysis, widths: Mapping[str, int]) -> list[int]:
     for stream in analysis.streams:
         check_had(analysis, stream, wanted[stream.index], int(stream.out.size(decided)))
     return decided
+
+
+def _serve_parts(analysis: Analysis, filling: _Filling, widths: Mapping[str, int]) -> bool:
+    """Where streams leave open how their parts share: a depthwise convolution on one part has its width."""
+    served = False
+    for conv in analysis.convs:
+        if conv.target in widths and len(filling.open.intersection(conv.out.cells)) == 1:
+            filling.serve(conv.out, widths[conv.target])
+            served = True
+    return served
 
 
 def _agreed(analysis: Analysis, stream: Stream, widths: Mapping[str, int]) -> int:

@@ -387,3 +387,14 @@ class Volumes(Net):
         h, w = x.shape[2:]
         solid = F.relu(self.solid(x.unflatten(1, (8, 2))))
         return F.relu(self.line(solid.flatten(1, 2).flatten(2))).unflatten(2, (h, w))
+
+
+class GatedPart(Net):
+    """One part of a convolution's channels passes a depthwise convolution, another is concatenated to it."""
+
+    def make(self):
+        self.wide, self.own, self.back = conv(16, 40, 1), conv(14, 14, groups=14), conv(20, 16, 1)
+
+    def middle(self, x):
+        gate, kept, moved = self.wide(x).split((20, 6, 14), 1)
+        return x + self.back(gate.sigmoid() * torch.cat((kept, self.own(moved)), 1))
