@@ -198,8 +198,7 @@ def sections(args: argparse.Namespace) -> Iterator[tuple[str, Iterator[dict[str,
     """Tables, each a title and its rows."""
     if args.validate:
         networks = stopping.trained(args.shared, args.images)
-        sweeps = (1.0,), stopping.SWEEP
-        yield "Random orders", stopping.validation(networks, sweeps, (0.99, 0.9), args.orders)
+        yield "Random orders", stopping.validation(networks, stopping.QUESTIONS, args.orders)
         return
     cases = {**CASES, **(CUDA_CASES if torch.cuda.is_available() else {})}
     wanted = args.only or [*cases, "memory", "images"]

@@ -30,7 +30,8 @@ from mbs_fx.ranks import Ranks
 from mbs_fx.reading import Reading
 from mbs_fx.settle import Judge, factors
 
-SWEEP = (1.4, 1.2, 1.0, 0.8, 0.6)
+QUESTIONS = (((1.0,), 0.99), ((1.0,), 0.9), ((1.4, 1.2, 1.0, 0.8, 0.6), 0.99))
+"""Thresholds to be settled together, and the confidence."""
 
 
 @dataclass
@@ -114,11 +115,11 @@ def images_read(networks: Sequence[Counted]) -> Iterator[dict[str, Any]]:
 
 
 def validation(
-    networks: Sequence[Counted], sweeps: Sequence[Sequence[float]], confidences: Sequence[float], orders: int
+    networks: Sequence[Counted], questions: Sequence[tuple[Sequence[float], float]], orders: int
 ) -> Iterator[dict[str, Any]]:
     """One row per network, thresholds and confidence: runs that stopped at other widths than the set's."""
     random = np.random.default_rng(0)
-    for counted, zs, confidence in itertools.product(networks, sweeps, confidences):
+    for counted, (zs, confidence) in itertools.product(networks, questions):
         population = len(counted.counts)
         truth = [counted.widths(counted.moments(), z) for z in zs]
         runs = [replay(counted, random.permutation(population).tolist(), zs, confidence) for _ in range(orders)]

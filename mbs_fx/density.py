@@ -29,7 +29,7 @@ from mbs_fx.analysis import Analysis
 from mbs_fx.columns import Columns
 from mbs_fx.density_result import Density, fingerprint
 from mbs_fx.errors import MBSError
-from mbs_fx.images import Request, Source, open_images
+from mbs_fx.images import Request, Source, open_images, workers_watched
 from mbs_fx.inputs import Signature, check_graph
 from mbs_fx.makes import Make, makes
 from mbs_fx.meter import Meter, OnNonfinite
@@ -101,7 +101,7 @@ def measure(
     _check_arguments(max_images, confidence, zs, batch_size, workers, on_nonfinite, timeout)
     check_graph(gm)
     file = None if checkpoint is None else Path(checkpoint)
-    with _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
+    with workers_watched(), _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
         source = open_images(images, Signature.of(gm), request)
         state = _state(file, ranks)

@@ -15,7 +15,8 @@ Semantics
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -253,6 +254,22 @@ def _next(items: Iterator[Any], number: int, seen: int) -> Any:
         raise
     except Exception as error:
         raise _failure(error, number, seen) from error
+
+
+@contextmanager
+def workers_watched() -> Generator[None]:
+    """A loader's worker that died is told by a signal, so that the error appears wherever the program is by then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_death(error):
+            raise
+        raise MBSError(f"reading images failed: {error}") from error
+
+
+def is_death(error: Exception) -> bool:
+    """Whether this says that a worker of a `DataLoader` died."""
+    return str(error).startswith("DataLoader worker (pid")
 
 
 def _failure(error: Exception, number: int, seen: int) -> MBSError:

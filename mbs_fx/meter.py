@@ -23,6 +23,7 @@ from mbs_fx import counting
 from mbs_fx.analysis import Analysis
 from mbs_fx.columns import Columns
 from mbs_fx.errors import MBSError
+from mbs_fx.images import is_death
 from mbs_fx.inputs import Batch
 from mbs_fx.makes import Make
 from mbs_fx.moments import Block
@@ -103,6 +104,8 @@ class Meter:
                     inputs = [make.prepared(t) for t in batch.inputs]
                     return self._counter(*(self._filled(t) if make.filled else t for t in inputs))
             except Exception as error:
+                if is_death(error):
+                    raise
                 if _is_memory(error):
                     return None
                 if len(self.makes) == 1:

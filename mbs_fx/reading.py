@@ -20,6 +20,7 @@ from mbs_fx import checkpoint
 from mbs_fx.columns import Columns
 from mbs_fx.density_result import Interval
 from mbs_fx.errors import MBSError
+from mbs_fx.images import workers_watched
 from mbs_fx.inputs import Batch
 from mbs_fx.meter import Meter
 from mbs_fx.moments import Block, Moments
@@ -100,13 +101,8 @@ class Reading:
         self._save(last=False)
         report = Report()
         try:
-            for _ in range(self._round_size()):
-                item = None if interrupt.seen else next(stream, None)
-                if item is None:
-                    report.ended = not interrupt.seen
-                    break
-                self.meter.run(*item)
-                self.progress.read(sum(map(len, item[1])) * self.ranks.world)
+            with workers_watched():
+                report.ended = self._read(stream, interrupt)
         except KeyboardInterrupt:
             interrupt.seen = True
         except MBSError:
@@ -116,6 +112,16 @@ class Reading:
         report.interrupted = interrupt.seen
         report.blocks = self.meter.collect()
         return report
+
+    def _read(self, stream: Iterator[Numbered], interrupt: Interrupt) -> bool:
+        """Queue the batches of a round; whether the images are at an end."""
+        for _ in range(self._round_size()):
+            item = None if interrupt.seen else next(stream, None)
+            if item is None:
+                return not interrupt.seen
+            self.meter.run(*item)
+            self.progress.read(sum(map(len, item[1])) * self.ranks.world)
+        return False
 
     def _round_size(self) -> int:
         """Batches per rank until the next look."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,12 +111,22 @@ def judge(
     """The interval of each scaling factor, and whether it decides all widths of its macroblock."""
     level = (1 - confidence) / max(1, sum(not factor.fixed for factor in asked))
     reach = half_width(images, population, level)
-    found = (_interval(analysis, factor, mean, covariance, reach) for factor in asked)
-    if not edges:
-        return tuple(found)
+    x = np.array([(1.0, 1.0, 1.0) if f.fixed else _ratio(f, mean, covariance, reach) for f in asked])
+    low, beta, high = 1 / (2 - np.minimum(x, 1.0)).T
+    places = np.array([factor.macroblock for factor in asked])
+    settled = (_widths(analysis, places, low) == _widths(analysis, places, high)).all(axis=0)
     return tuple(
-        i if factor.fixed else replace(i, edge=_edge(analysis, i.macroblock, i.beta))
-        for factor, i in zip(asked, found, strict=True)
+        Interval(
+            z=factor.z,
+            macroblock=factor.macroblock,
+            spatial_size=analysis.macroblocks[factor.macroblock].spatial_size,
+            beta=float(beta[k]),
+            low=float(low[k]),
+            high=float(high[k]),
+            settled=bool(settled[k]),
+            edge=_edge(analysis, factor.macroblock, beta[k]) if edges and not factor.fixed else "",
+        )
+        for k, factor in enumerate(asked)
     )
 
 
@@ -137,15 +147,6 @@ def half_width(images: int, population: int | None, level: float) -> float:
     # The standard deviation is estimated from the same images: Student's t, to first order in 1/n.
     deviations *= 1 + (deviations**2 + 1) / (4 * (images - 1))
     return deviations * math.sqrt(unread / images)
-
-
-def _interval(analysis: Analysis, factor: Factor, mean: Floats, covariance: Floats, reach: float) -> Interval:
-    low, middle, high = (1.0, 1.0, 1.0) if factor.fixed else _ratio(factor, mean, covariance, reach)
-    beta, least, most = (1 / (2 - min(x, 1.0)) for x in (middle, low, high))
-    i = factor.macroblock
-    ends = _widths(analysis, i, np.array([least, most]))
-    size = analysis.macroblocks[i].spatial_size
-    return Interval(factor.z, i, size, beta, least, most, bool((ends[:, 0] == ends[:, 1]).all()))
 
 
 def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tuple[float, float, float]:
@@ -170,28 +171,28 @@ def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tu
 
 def _edge(analysis: Analysis, macroblock: int, beta: float) -> str:
     """The width of a macroblock that is closest to changing; beta is never below 1/2 (Eq. 9)."""
-    own = [s for s in analysis.streams if s.macroblock == macroblock]
-    places = {k / width for width in {s.width for s in own} for k in range(-(-width // 2), width)}
+    widths = {s.width for s in analysis.streams if s.macroblock == macroblock}
+    places = {k / width for width in widths for k in range(-(-width // 2), width)}
     if not places:
         return ""
     at = np.array(sorted(places, key=lambda place: abs(beta - place)))
-    below, above = _widths(analysis, macroblock, at), _widths(analysis, macroblock, at + CLEARLY)
+    where = np.full(len(at), macroblock)
+    below, above = _widths(analysis, where, at), _widths(analysis, where, at + CLEARLY)
     changes = below != above
     if not changes.any():
         return ""
     nearest = int(changes.any(axis=0).argmax())
     stream = int(changes[:, nearest].argmax())
-    path = analysis.by_name[own[stream].convs[0]].target
+    path = analysis.by_name[analysis.streams[stream].convs[0]].target
     place, fewer, more = at[nearest], below[stream, nearest], above[stream, nearest]
     return f"{abs(beta - place):.4f} from where {path} has {fewer} or {more} channels at {place:.4f}"
 
 
-def _widths(analysis: Analysis, macroblock: int, beta: Floats) -> Counts:
-    """Widths of the streams of one macroblock, for each beta: (streams, betas)."""
+def _widths(analysis: Analysis, macroblocks: Any, betas: Floats) -> Counts:
+    """Widths of all streams where one macroblock has this beta and the others have 1, for each: (streams, betas)."""
 
     def wanted(stream: Stream) -> Any:
-        return scaled_width(beta if stream.macroblock == macroblock else np.ones_like(beta), stream.width)
+        return scaled_width(np.where(macroblocks == stream.macroblock, betas, 1.0), stream.width)
 
     found = targets(analysis, wanted, {})
-    own = [found[s.index] for s in analysis.streams if s.macroblock == macroblock]
-    return np.array(own, np.int64).reshape(-1, len(beta))
+    return np.array([found[s.index] for s in analysis.streams], np.int64).reshape(-1, len(betas))

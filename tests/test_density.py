@@ -19,13 +19,8 @@ from torch.utils.data import DataLoader
 import mbs_fx
 from mbs_fx import counting
 from mbs_fx.analysis import Activation
-from mbs_fx.columns import Columns
 from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
-from mbs_fx.inputs import Batch
-from mbs_fx.makes import makes
-from mbs_fx.meter import Meter
-from mbs_fx.recorded import Recorded
 
 
 class Twice(nn.Module):
@@ -299,55 +294,3 @@ def test_a_compiled_graph_counts_the_same() -> None:
     gm = fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval())
     images = torch.randn(10, 3, 16, 16)
     assert whole(gm, images, compile=True, batch_size=4).nonzero == whole(gm, images, fast=True).nonzero
-
-
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@cuda
-@pytest.mark.parametrize("batch_size", [4, 7])
-def test_a_gpu_counts_what_the_cpu_counts(batch_size: int) -> None:
-    """Four batches, so that the third and fourth are replayed from a recording; the last is smaller."""
-    gm, images = graph(), torch.randn(4 * batch_size - 1, 3, 16, 16)
-    settings: dict[str, Any] = {"batch_size": batch_size, "fast": True, "dtype": torch.float32}
-    there, here = whole(gm, images, device="cuda", **settings), whole(gm, images, **settings)
-    assert not there.notes
-    for name, p in here.p.items():
-        assert there.p[name] == pytest.approx(p, abs=1e-3)
-
-
-@cuda
-def test_images_and_network_on_different_devices() -> None:
-    images = torch.randn(12, 3, 16, 16)
-    there = whole(graph().cuda(), images, dtype=torch.float32)
-    again = whole(graph().cuda(), images.cuda(), dtype=torch.float32)
-    assert there.nonzero == again.nonzero
-
-
-@cuda
-def test_a_recorded_network_gives_what_it_gives_when_run() -> None:
-    net = nn.Conv2d(3, 4, 3).cuda().eval()
-    recorded = Recorded(net.forward)
-    with torch.inference_mode():
-        for _ in range(4):
-            x = torch.randn(2, 3, 8, 8, device="cuda")
-            assert torch.equal(recorded(x), net(x))
-    assert len(recorded.recordings) == 1
-
-
-@cuda
-def test_one_synchronisation_for_all_batches_of_a_check() -> None:
-    gm = graph()
-    analysis = mbs_fx.analyze(gm, SHAPE)
-    columns = Columns.of(analysis)
-    meter = Meter(gm, makes(gm, columns, analysis, "cuda", True, None, False), columns, analysis)
-    batch = Batch((torch.randn(8, 3, 16, 16),), tuple(range(8)))
-    meter.run(0, [batch])
-    meter.collect()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for number in range(1, 5):
-            meter.run(number, [batch])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(meter.collect()) == 4

@@ -146,11 +146,12 @@ def test_bad_settings_are_refused(setting: dict[str, Any]) -> None:
         whole(graph(), torch.zeros(4, 3, 16, 16), **setting)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch says it again in __del__
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_that_dies_or_fails_is_an_error(workers: int) -> None:
     happens = fire if not workers else lambda: os._exit(1)
     loader = DataLoader(Failing(happens), batch_size=20, num_workers=workers)
-    with pytest.raises(MBSError, match=r"reading images failed at batch \d"):
+    with pytest.raises(MBSError, match="reading images failed"):
         whole(graph(), loader)
 
 

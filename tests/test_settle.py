@@ -172,6 +172,6 @@ def test_a_replay_reads_what_measure_reads(counted: stopping.Counted) -> None:
 
 @pytest.mark.parametrize("zs", [(1.0,), (0.8, 1.2)])
 def test_stopping_is_wrong_no_more_often_than_promised(counted: stopping.Counted, zs: tuple[float, ...]) -> None:
-    (row,) = stopping.validation([counted], [zs], [0.9], orders=60)
+    (row,) = stopping.validation([counted], [(zs, 0.9)], orders=60)
     assert row["other widths"] <= 0.1
     assert row["images, median"] <= 256
