@@ -43,7 +43,7 @@ def _first(value: Any) -> TensorShape | None:
 def _operation(flow: Flow, node: Node, shown: set[Node]) -> Operation:
     module = flow.modules.get(str(node.target)) if node.op == "call_module" else None
     shape = _first(flow.shapes.get(node.name))
-    kernel, step = _window(flow, node, module)
+    kernel, step = _window(flow, node, module, max(len(shape.shape) - 2, 0) if shape is not None else 0)
     return Operation(
         name=node.name,
         op=node.op,
@@ -61,7 +61,7 @@ def _function(node: Node) -> str:
     return str(getattr(node.target, "__name__", node.target)) if node.op == "call_function" else str(node.target)
 
 
-def _window(flow: Flow, node: Node, module: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _window(flow: Flow, node: Node, module: Any, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel size and stride of a convolution or a pooling layer."""
     spec = any_conv(flow.gm, node, flow.shapes)
     if spec is not None:
@@ -69,7 +69,6 @@ def _window(flow: Flow, node: Node, module: Any) -> tuple[tuple[int, ...], tuple
     kernel, step = getattr(module, "kernel_size", None), getattr(module, "stride", None)
     if not isinstance(kernel, int | tuple) or not isinstance(step, int | tuple):
         return (), ()
-    dims = len(kernel) if isinstance(kernel, tuple) else 2
     return per_axis(kernel, dims), per_axis(step, dims)
 
 

@@ -15,7 +15,7 @@ from html import escape
 from mbs_fx.pictures.scene import Box
 from mbs_fx.pictures.style import change, density_colour, fitted, kind_word, size, text_width, window
 
-WIDE, NARROW = 236, 200
+WIDE, NARROW = 250, 200
 LINE, TOP, LEFT, RIGHT = 15, 17, 14, 10
 NAME, SMALL = 12.0, 10.5
 
@@ -49,8 +49,9 @@ def box_name(box: Box, prefix: str) -> str:
 def relative(path: str, prefix: str) -> str:
     """A module path as seen from the module around it, which is named where a number says too little."""
     path = path.split("@")[0]
-    inner = path[len(prefix) + 1 :] if prefix and path.startswith(f"{prefix}.") else path
-    return f"{prefix.rpartition('.')[2]}.{inner}" if inner[:1].isdigit() and inner != path else inner
+    while prefix and path.startswith(f"{prefix}.") and path[len(prefix) + 1].isdigit():
+        prefix = prefix.rpartition(".")[0]
+    return path[len(prefix) + 1 :] if prefix and path.startswith(f"{prefix}.") else path
 
 
 def _layer(box: Box, prefix: str) -> Piece:
@@ -88,11 +89,13 @@ def _layer(box: Box, prefix: str) -> Piece:
 
 def _step(box: Box, prefix: str) -> Piece:
     """Any other operation: one line."""
-    words = [f"{box_name(box, prefix)} {window(box.head)}".strip(), *(kind_word(o) for o in box.operations[1:])]
+    ends = box.head.op in ("placeholder", "output")
+    first = box_name(box, prefix) if ends else f"{kind_word(box.head)} {window(box.head)}".strip()
+    words = [first, *(kind_word(o) for o in box.operations[1:])]
     if len(box.inputs) > len(box.drawn):
         words[0] += f" of {len(box.inputs)}"
     what = " · ".join(dict.fromkeys(words))
-    where = size(box.head.shape[1:]) if box.head.op in ("placeholder", "output") else _rf(box)
+    where = size(box.head.shape[1:]) if ends else _rf(box)
     room = NARROW - LEFT - RIGHT - 6 - text_width(where, SMALL)
     height = 25
     parts = [

@@ -1,7 +1,8 @@
 """The drawing of one folded group, as SVG with its upper left corner at the origin.
 
 Semantics
-- The strip is the convolutions of the group from input to output: density above, base or enhancement below.
+- The strip is the convolutions of the group from input to output: density above where it was measured, base or
+  enhancement below.
 - What depends on the plan can be found: ``widths`` in a ``data-group``, ``beta`` with its ``data-m``, the marks of a
   strip with the box that they stand for (``data-at``).
 """
@@ -30,10 +31,12 @@ def group_piece(group: Group, scene: Scene, prefix: str) -> Piece:
     """A folded group, named relative to the group around it."""
     convs = [box for box in group.boxes() if box.conv is not None]
     name, right = group_name(group, scene, prefix), f"× {group.row}" if group.row else ""
-    if group.macroblock is not None and scene.plan is not None:
-        right = beta_text(scene.plan.macroblocks[group.macroblock].beta)
+    if group.macroblock is not None:
+        name = name.removesuffix(f" · {group.path}")
+        right = beta_text(scene.plan.macroblocks[group.macroblock].beta) if scene.plan is not None else ""
     rows = _rows(group, convs)
-    height = TOP + LINE * len(rows) + (30 if convs else 10)
+    measured = any(box.p is not None for box in convs)
+    height = TOP + LINE * len(rows) + (30 if measured else 22 if convs else 10)
     inside = next(group.boxes()).macroblock
     colour = macroblock_colour(inside) if inside is not None else "#888888"
     parts = [
@@ -43,16 +46,20 @@ def group_piece(group: Group, scene: Scene, prefix: str) -> Piece:
     parts += _texts(name, right, rows, group.macroblock)
     parts.append(_strip(convs, TOP + LINE * len(rows) + 8))
     kind = "fold" + (" macroblock" if group.macroblock is not None else "") + (" opaque" if group.segments else "")
-    return _piece(kind, group.key, parts, height, _lines(name, right, rows))
+    return Piece(WIDE + _SHEETS, height + _SHEETS, _body(kind, group.key, parts), _lines(name, right, rows))
 
 
 def macroblock_piece(m: MacroblockPlan) -> Piece:
     """A macroblock of which only the row in a plan is known."""
     name = f"m{m.index} · {size(m.spatial_size)}" + (" up" if m.upsampled else "")
     rows: Rows = [
-        ("small", f"{m.convs} convs · RF {span(m.receptive_field)}", "" if m.density is None else f"p {m.density:.2f}"),
+        (
+            "small",
+            f"{_count(m.convs)} · RF {span(m.receptive_field)}",
+            "" if m.density is None else f"p {m.density:.2f}",
+        ),
         _widths(m.widths),
-        ("small", f"{m.flops[0] / 1e6:,.1f} → {m.flops[1] / 1e6:,.1f} million multiply-adds", ""),
+        ("small", f"{m.flops[0] / 1e6:,.1f} → {m.flops[1] / 1e6:,.1f} MFLOP", ""),
     ]
     height = TOP + LINE * len(rows) + 24
     at = LEFT + (WIDE - 2 * LEFT) * m.base / max(m.convs, 1)
@@ -64,7 +71,7 @@ def macroblock_piece(m: MacroblockPlan) -> Piece:
     )
     beta = beta_text(m.beta)
     parts = [sheet, *_texts(name, beta, rows, m.index), marks]
-    return _piece("fold macroblock", f"m{m.index}", parts, height, _lines(name, beta, rows))
+    return Piece(WIDE, height, _body("fold macroblock", f"m{m.index}", parts), _lines(name, beta, rows))
 
 
 def group_name(group: Group, scene: Scene, prefix: str) -> str:
@@ -90,8 +97,11 @@ def _rows(group: Group, convs: Sequence[Box]) -> Rows:
     widths = list(dict.fromkeys(box.width for box in convs if box.width is not None))
     dense = [box.p for box in convs if box.p is not None]
     fields = [max(box.geometry.receptive_field) for box in convs if box.geometry is not None]
-    count = f"{len(convs)} conv{'s' if len(convs) != 1 else ''}" if convs else f"{sum(1 for _ in group.boxes())} steps"
-    rows: Rows = [("small", count + (f" · RF {span(fields)}" if fields else ""), "")]
+    count = _count(len(convs)) if convs else f"{sum(1 for _ in group.boxes())} steps"
+    what = count + (f" · RF {span(fields)}" if fields else "")
+    module = group.path if group.macroblock is not None else ""
+    fits = text_width(what, SMALL) + text_width(module, SMALL) < WIDE - LEFT - RIGHT - 8
+    rows: Rows = [("small", what, module if fits else "")]
     if widths:
         rows.append(_widths(widths))
     alike = _alike(group)
@@ -103,6 +113,10 @@ def _rows(group: Group, convs: Sequence[Box]) -> Rows:
     if group.segments:
         rows.append(("small", "opaque: scaled by one β as a whole", ""))
     return rows
+
+
+def _count(convs: int) -> str:
+    return f"{convs} conv{'s' if convs != 1 else ''}"
 
 
 def _widths(pairs: Sequence[tuple[int, int]], most: int = 4) -> tuple[str, str, str]:
@@ -123,7 +137,7 @@ def _texts(name: str, right: str, rows: Rows, macroblock: int | None) -> list[st
     end = WIDE - RIGHT - 2
     room = WIDE - LEFT - RIGHT - 22 - text_width(right, NAME, bold=True)
     parts = [
-        text_at("name", LEFT, TOP, fitted(name, room, NAME, bold=True, keep_end=True)),
+        text_at("name", LEFT, TOP, fitted(name, room, NAME, bold=True, keep_end=macroblock is None)),
         text_at("beta" if macroblock is not None else "name", end - 16, TOP, right, end=True, m=macroblock),
     ]
     for number, (kind, left, second) in enumerate(rows, 1):
@@ -138,24 +152,25 @@ def _lines(name: str, right: str, rows: Rows) -> tuple[str, ...]:
     return tuple(f"{a}  {b}".strip() for a, b in [(name, right), *((left, second) for _, left, second in rows)])
 
 
-def _piece(kind: str, key: str, parts: Sequence[str], height: float, lines: tuple[str, ...]) -> Piece:
-    body = f'<g class="{kind}" data-group="{escape(key)}">{"".join(parts)}</g>'
-    return Piece(WIDE + _SHEETS, height + _SHEETS, body, lines)
+def _body(kind: str, key: str, parts: Sequence[str]) -> str:
+    return f'<g class="{kind}" data-group="{escape(key)}">{"".join(parts)}</g>'
 
 
 def _strip(convs: Sequence[Box], y: float) -> str:
     """One cell for every convolution, or for several neighbours."""
     cells = min(len(convs), _CELLS)
     width = min((WIDE - 2 * LEFT) / max(cells, 1), _CELL)
+    measured = any(box.p is not None for box in convs)
     parts: list[str] = []
     for i in range(cells):
         members = convs[i * len(convs) // cells : (i + 1) * len(convs) // cells]
         known = [box.p for box in members if box.p is not None]
         look = f'class="cell" {fill(sum(known) / len(known))}' if known else 'class="cell unknown"'
         last, x = members[-1], LEFT + i * width
-        parts.append(f'<rect {look} x="{x:.1f}" y="{y}" width="{width:.1f}" height="9"/>')
+        if measured:
+            parts.append(f'<rect {look} x="{x:.1f}" y="{y}" width="{width:.1f}" height="9"/>')
         parts.append(
-            f'<rect class="mark {side_of(last)}" data-at="{last.number}" x="{x:.1f}" y="{y + 10}" '
-            f'width="{width:.1f}" height="4"/>'
+            f'<rect class="mark {side_of(last)}" data-at="{last.number}" x="{x:.1f}" y="{y + 10 * measured}" '
+            f'width="{width:.1f}" height="{4 if measured else 6}"/>'
         )
     return "".join(parts)

