@@ -150,6 +150,8 @@ def _notes(setting: Setting, widths: Counts, point: Point) -> list[str]:
         notes.append("nothing is reduced: every scaling factor is 1, or every width is kept")
     if setting.density is None and point.z is not None:
         notes.append("densities are taken as equal (p = 1): nothing was measured")
+    if setting.density is not None and setting.density.partial:
+        notes.append(f"the measurement was cut short after {setting.density.images} images")
     grain = setting.overrides.grain
     for what, held in (("a multiple of", grain.multiple), ("at least", grain.least)):
         odd = [s for s in analysis.streams if held > 1 and _misses(setting, s, int(widths[s.index]), what, held)]
