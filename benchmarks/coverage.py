@@ -131,7 +131,9 @@ def check(name: str) -> dict[str, Any]:
                 raise AssertionError(f"zeroed original and reduced network differ by {row['error']:.1e}")
             row["faithful"] = True
         else:
-            notes = sorted({note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes, plan.opaque).flow.notes.values()})
+            notes = sorted(
+                {note.split(": ", 1)[1] for note in facts(gm, plan.input_shapes, plan.opaque).flow.notes.values()}
+            )
             row["faithful"] = "opaque" if row["segments"] else "; ".join(notes)
         stage = "reload"
         row["reload"] = reloads(lambda: build(name), small, inputs)

@@ -28,7 +28,7 @@ def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:
         if edit.where[0] != "value":
             continue
         target = targets[edit.node]
-        held: torch.Tensor = result.get(target, attribute(gm, target))
+        held: torch.Tensor = result[target] if target in result else attribute(gm, target)
         value = torch.as_tensor(keep.evaluate(edit.template), dtype=held.dtype, device=held.device)
         if len(edit.where) > 1:
             value = held.index_put((torch.tensor(edit.where[1]),), value)

@@ -133,13 +133,15 @@ def roll_rule(flow: Flow, node: Node) -> Any:
     if not labels:
         return labels
     for position, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
-        factor = None if dim is None else factor_on(labels, int(dim) % len(shape))
-        if factor is None and dim is not None:
-            continue
-        if factor is None or len(move.varying(factor)) > 1:
-            return flow.freeze(node, "rolls an axis that does not hold channels alone")
+        if dim is None:
+            return flow.freeze(node, "rolls all axes as one")
         axis = int(dim) % len(shape)
-        wrapped = int(shift) % shape[axis]
+        factor = factor_on(labels, axis)
+        if factor is None:
+            continue
+        if len(move.varying(factor)) > 1:
+            return flow.freeze(node, "rolls an axis that does not hold channels alone")
+        wrapped = int(shift or 0) % shape[axis]
         count = Count(np.take(factor, range(shape[axis] - wrapped, shape[axis]), axis)) if wrapped else 0
         flow.edit(node, (*where, position) if several else where, count)
         labels = move.roll(labels, axis, wrapped)

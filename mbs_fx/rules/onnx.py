@@ -43,8 +43,7 @@ def reshape_rule(flow: Flow, node: Node) -> Any:
     """Reshape to a shape held in a tensor."""
     labels = moves.reshape_rule(flow, node)
     shape = node.args[1]
-    constant = isinstance(shape, Node) and not shape.all_input_nodes and shape.op in ("get_attr", "call_module")
-    if not constant:
+    if not isinstance(shape, Node) or shape.all_input_nodes or shape.op not in ("get_attr", "call_module"):
         return labels
     sizes = attribute(flow.gm, constant_path(shape)).tolist()
     for axis, size in enumerate(sizes):

@@ -156,9 +156,10 @@ def _pick(flow: Flow, node: Node, axis: int, index: Any) -> Any:
     factor = factor_on(labels, axis)
     if factor is None:
         return labels if len(flow.shape(index)) == 1 else flow.freeze(node, "indexes with a tensor")
-    held = attribute(flow.gm, str(index.target)) if isinstance(index, Node) and index.op == "get_attr" else None
-    followed = isinstance(held, Tensor) and held.dim() == 1 and not held.is_floating_point() and not held.is_meta
-    if not followed or held.dtype is torch.bool or len(index.users) > 1 or move.varying(factor) != (axis,):
+    read = isinstance(index, Node) and index.op == "get_attr" and len(index.users) == 1
+    held: Tensor = attribute(flow.gm, str(index.target)) if read else torch.empty(0)
+    whole = held.dim() == 1 and held.dtype in (torch.int32, torch.int64) and not held.is_meta
+    if not whole or move.varying(factor) != (axis,):
         return flow.freeze(node, "picks channels by an index that is not one constant of its own")
     where = held.cpu().numpy() % factor.shape[axis]
     flow.edit(index, ("value",), Positions(where, factor.reshape(-1)))
