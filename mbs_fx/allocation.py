@@ -119,6 +119,16 @@ class _Filling:
                 rest = rest - share * self.counts[cell]
         left = [(cell, share) for cell, share in terms if cell in self.open]
         left.sort(key=lambda term: (-self.cells[term[0]].step * term[1], term[0]))
+        for _ in range(8 if len(left) > 1 else 1):
+            self._divide(left, rest)
+            reached = sum((share * self.counts[cell] for cell, share in left), np.zeros_like(rest))
+            if (reached == rest).all():
+                break
+            rest = reached  # so that the width that is reached tells how it was divided
+        self.open -= {cell for cell, _ in left}
+
+    def _divide(self, left: Sequence[tuple[int, int]], rest: Any) -> None:
+        """Divide what is left of a width among cells, each rounded to its step, the last one up."""
         room = sum(share * self.cells[cell].size for cell, share in left)
         for cell, share in left:
             size, step = self.cells[cell].size, self.cells[cell].step
@@ -127,7 +137,6 @@ class _Filling:
             self.counts[cell] = np.clip(steps * step, min(step, size), size)
             rest = rest - share * self.counts[cell]
             room -= share * size
-        self.open -= {cell for cell, _ in left}
 
 
 def _round_up(numerator: Counts, denominator: int) -> Counts:
