@@ -75,9 +75,10 @@ def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
     spec = any_conv(gm, node, shapes)
     if spec is None:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, nn.Linear):
+        pixels = shapes[node.name].shape[1:-1] if isinstance(module, nn.Linear) else ()
+        if not isinstance(module, nn.Linear) or len(pixels) < 2:
             return 0
-        return prod(shapes[node.name].shape[1:-1]) * module.in_features * module.out_features
+        return prod(pixels) * module.in_features * module.out_features
     value = shapes[_input(node).name if spec.transposed else node.name]
     return prod(spec.weight) * prod(value.shape[-spec.dims :])
 
