@@ -4,21 +4,21 @@ Semantics
 - Nothing is computed: shapes are found on fake tensors, channels on labels.  The graph is not changed.
 - Conv layers are learned convolutions, functional ones and pointwise linear layers on channels-last feature maps
   included.
-- The result of the last analyses is remembered per graph object and dropped with it; a graph that changed
-  since is analyzed again.
+- The last result is remembered per `GraphModule` and dropped with it; a graph that changed since, or that calls
+  other modules, is analyzed again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry as geo
 from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
@@ -29,6 +29,7 @@ from mbs_fx.memory import buffers, element_bytes, feature_maps
 from mbs_fx.opaque import forced, opaque_paths
 from mbs_fx.operations import operations
 from mbs_fx.pairing import pair
+from mbs_fx.rules import register_count
 from mbs_fx.shapes import infer
 from mbs_fx.streams import find_segments, find_streams
 from mbs_fx.widths import Choices, choose
@@ -45,7 +46,7 @@ class Facts:
     choices: Choices
 
 
-_CACHE: weakref.WeakKeyDictionary[Graph, Facts] = weakref.WeakKeyDictionary()
+_CACHE: weakref.WeakKeyDictionary[GraphModule, tuple[Hashable, Facts]] = weakref.WeakKeyDictionary()
 
 
 def analyze(
@@ -114,11 +115,18 @@ def facts(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[st
             f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
         )
     print_ = _fingerprint(gm, shapes, opaque)
-    known = _CACHE.get(gm.graph)
-    if known is None or known.analysis.fingerprint != print_:
-        known = _facts(gm, shapes, opaque, print_)
-        _CACHE[gm.graph] = known
-    return known
+    key = print_, _held(gm), register_count()
+    known = _CACHE.get(gm)
+    if known is None or known[0] != key:
+        known = _CACHE[gm] = key, _facts(gm, shapes, opaque, print_)
+    return known[1]
+
+
+def _held(gm: GraphModule) -> Hashable:
+    """The modules that a graph calls, themselves and as they are set: another in their place is another network."""
+    called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
+    modules = [gm.get_submodule(target) for target in called]
+    return tuple((id(module), module.training, module.extra_repr()) for module in modules)
 
 
 def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ Semantics
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +85,7 @@ Rule = Callable[["Flow", Node], Any]
 class Flow:
     """Labels of every node of a graph, and everything recorded on the way."""
 
-    gm: GraphModule
+    root: weakref.ReferenceType[GraphModule]
     shapes: Mapping[str, Any]
     ties: Ties = field(default_factory=Ties)
     labels: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -99,7 +100,14 @@ class Flow:
     refused: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
-        self.modules = dict(self.gm.named_modules(remove_duplicate=False))
+        self.modules = {path: m for path, m in self.gm.named_modules(remove_duplicate=False) if path}
+
+    @property
+    def gm(self) -> GraphModule:
+        """The graph, which whoever uses this holds: what is remembered of a graph does not keep it alive."""
+        held = self.root()
+        assert held is not None
+        return held
 
     # What a rule asks about its node.
 
@@ -213,7 +221,7 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
     from mbs_fx.counted import counts_channels, fix_counts
     from mbs_fx.rules import rule_for
 
-    flow = Flow(gm, shapes)
+    flow = Flow(weakref.ref(gm), shapes)
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             flow.labels[node.name] = ()
@@ -225,6 +233,8 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
                 for factor in _factors(flow.labels[each.name]):
                     flow.ties.freeze(factor, "network output")
         elif not _has_tensor(shapes[node.name]):
+            if shapes[node.name] is None and node.target is not torch._assert:
+                flow.freeze(node, "writes into a tensor, or returns nothing")
             flow.labels[node.name] = ()
             flow.counting[node.name] = counts_channels(flow, node)
         else:
@@ -236,6 +246,7 @@ def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
                 flow.labels[node.name] = flow.freeze(node, "no rule for this operation") if entering else ()
             fix_counts(flow, node)
     _join_parameters(flow)
+    _join_shared(flow)
     _keep_boxes(flow)
     return flow
 
@@ -254,6 +265,26 @@ def _join_parameters(flow: Flow) -> None:
             elif mine is not None and held is not None:
                 flow.ties.tie(np.broadcast_to(mine, held.shape), held, reason)
         flow.parameters[target] = layer.tensors[name]
+
+
+def _join_shared(flow: Flow) -> None:
+    """A tensor that several layers hold is cut once: it has one set of labels."""
+    first: dict[int, tuple[str, tuple[Factor | None, ...]]] = {}
+    for path, layer in flow.layers.items():
+        module = flow.modules[path]
+        for name, axes in layer.tensors.items():
+            held = module._parameters.get(name, module._buffers.get(name))
+            known, others = first.setdefault(id(held), (path, axes))
+            if known == path:
+                continue
+            reason = f"{path}.{name} is a tensor of {known}, too"
+            for mine, other in zip(axes, others, strict=True):
+                if mine is not None and other is not None and mine.shape == other.shape:
+                    flow.ties.tie(mine, other, reason)
+                    continue
+                for each in (mine, other):
+                    if each is not None:
+                        flow.ties.freeze(each, reason)
 
 
 def _keep_boxes(flow: Flow) -> None:

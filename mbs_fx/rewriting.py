@@ -25,6 +25,7 @@ from mbs_fx.composing import compose, plan_in, recounted, relative
 from mbs_fx.edits import apply_edits, counted_constants
 from mbs_fx.errors import MBSError
 from mbs_fx.flow import attribute
+from mbs_fx.labels import Factor
 from mbs_fx.plan_result import Plan
 from mbs_fx.resizing import Init, Resizer, initialise
 from mbs_fx.selection import Criterion, Keep, restore, select
@@ -128,7 +129,7 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
         elif node.op == "get_attr" and node.target not in root:
             held = attribute(gm, node.target)
             axes = flow.parameters.get(node.target)
-            root[node.target] = resizer.tensor(held, axes) if isinstance(held, torch.Tensor) and axes else held
+            root[node.target] = _own(resizer, held, axes)
     for path, value in counted_constants(gm, keep).items():
         owner, _, name = path.rpartition(".")
         if path in root:
@@ -141,6 +142,13 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
         if path not in root:
             module.training = gm.training
     return small
+
+
+def _own(resizer: Resizer, held: Any, axes: tuple[Factor | None, ...] | None) -> Any:
+    """What a graph reads, as the copy's own."""
+    if isinstance(held, torch.Tensor):
+        return resizer.tensor(held, axes or (None,) * held.dim())
+    return copy.deepcopy(held)
 
 
 def _check_runs(found: Facts, small: GraphModule) -> None:

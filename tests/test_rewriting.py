@@ -1,14 +1,16 @@
 """Rewritten networks against the masked original, on small networks of every kind of wiring."""
 
 import copy
+import gc
 import inspect
+import weakref
 
 import pytest
 import torch
 import wirings
 from proof import difference, is_exact, random_inputs, reloads, trains, widths_hold, zeroed
 from torch import nn
-from wirings import Grouped, Net, Residual, Shuffle, conv
+from wirings import Grouped, Net, PartsOfParts, Residual, Shuffle, conv
 
 import mbs_fx
 from mbs_fx import MBSError
@@ -160,3 +162,47 @@ def test_module_keeps_its_class_and_mode():
     assert type(small) is type(net)
     assert small.training
     assert small(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_another_module_in_the_same_place_is_another_network():
+    gm, analysis, _ = reduced(Residual().eval())
+    gm.set_submodule("stem.2", nn.GELU())
+    same = mbs_fx.rewrite(gm, mbs_fx.plan(mbs_fx.analyze(gm, (2, 3, 8, 8)), betas={}))
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert difference(gm(x), same(x)) == 0
+        twin = torch.fx.GraphModule(Residual().eval(), gm.graph)
+        assert difference(twin(x), mbs_fx.rewrite(twin, mbs_fx.plan(analysis, betas={}))(x)) == 0
+
+
+def test_what_is_remembered_of_a_graph_goes_with_it():
+    gm, _, _ = reduced(Residual().eval())
+    seen = weakref.ref(gm)
+    del gm
+    gc.collect()
+    assert seen() is None
+
+
+def clip(x):
+    """Not torch's."""
+    return x * torch.arange(1.0, x.shape[1] + 1).view(1, -1, 1, 1)
+
+
+torch.fx.wrap("clip")
+
+
+def test_a_function_of_ones_own_is_not_taken_for_torchs():
+    class Clipped(Residual):
+        def middle(self, x):
+            return clip(super().middle(x))
+
+    gm = torch.fx.symbolic_trace(Clipped().eval())
+    kept = mbs_fx.analyze(gm, (2, 3, 8, 8)).kept
+    assert "no rule for this operation" in kept["b"]
+
+
+def test_the_copy_shares_no_numbers_with_the_original():
+    gm, _, plan = reduced(PartsOfParts().eval())
+    small = mbs_fx.rewrite(gm, plan)
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in gm.state_dict().values()}
+    assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in small.state_dict().values()}

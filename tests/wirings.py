@@ -398,3 +398,35 @@ class GatedPart(Net):
     def middle(self, x):
         gate, kept, moved = self.wide(x).split((20, 6, 14), 1)
         return x + self.back(gate.sigmoid() * torch.cat((kept, self.own(moved)), 1))
+
+
+class TiedWeights(Net):
+    """Two layers hold one weight, and so does a third under another name."""
+
+    def make(self):
+        self.a, self.b = conv(16, 16), conv(16, 16)
+        self.b.weight = self.a.weight
+        self.again = self.a
+
+    def middle(self, x):
+        return F.relu(self.b(F.relu(self.a(x)))) + self.again(x)
+
+
+class Written(Net):
+    """A part of a map is written to."""
+
+    def make(self):
+        self.a = conv(16, 16)
+
+    def middle(self, x):
+        y = self.a(x)
+        y[:, :4] = 0
+        return F.relu(y)
+
+
+class PartsOfParts(Net):
+    def make(self):
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def middle(self, x):
+        return x * x.chunk(4, 1)[1:][0].mean(1, keepdim=True) * self.scale / (1 + x.var(False))

@@ -26,6 +26,13 @@ FUNCTIONS: dict[str, Rule] = {
     **mixing.FUNCTIONS,
 }
 MODULES: dict[type[nn.Module], Rule] = {**layers.MODULES}
+OBJECTS: dict[Callable[..., Any], Rule] = {}
+_registered: list[Rule] = []
+
+
+def register_count() -> int:
+    """How many rules were added: what was found out with fewer is found out again."""
+    return len(_registered)
 
 
 def operation(target: Any) -> str:
@@ -59,7 +66,15 @@ def rule_for(flow: Flow, node: Node) -> Rule | None:
         kind = type(flow.modules[str(node.target)])
         own = next((MODULES[k] for k in kind.__mro__ if k in MODULES), None)
         return own if own is not None else onnx.BY_NAME.get(kind.__name__)
+    if node.op == "call_function" and not _of_library(node.target):
+        return OBJECTS.get(node.target)  # type: ignore[arg-type]
     return FUNCTIONS.get(operation(node.target))
+
+
+def _of_library(target: Any) -> bool:
+    """Whether a function's name means what it means in torch; somebody's own ``clip`` may be anything."""
+    module = getattr(target, "__module__", None) or "torch"
+    return module.split(".")[0] in ("torch", "torchvision", "timm", "_operator", "builtins", "math")
 
 
 def register(*kinds: type[nn.Module] | Callable[..., Any] | str) -> Callable[[Rule], Rule]:
@@ -69,8 +84,11 @@ def register(*kinds: type[nn.Module] | Callable[..., Any] | str) -> Callable[[Ru
         for kind in kinds:
             if isinstance(kind, type):
                 MODULES[kind] = rule
-            else:
+            elif isinstance(kind, str) or _of_library(kind):
                 FUNCTIONS[operation(kind)] = rule
+            else:
+                OBJECTS[kind] = rule
+        _registered.append(rule)
         return rule
 
     return add

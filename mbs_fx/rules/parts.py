@@ -133,10 +133,12 @@ def getitem_rule(flow: Flow, node: Node) -> Any:
     source, index = node.args
     if not isinstance(flow.value(source), TensorShape):
         held = flow.labels[source.name]  # type: ignore[union-attr]
-        return held[index] if isinstance(held, list) and isinstance(index, int) else ()
+        if isinstance(held, list) and isinstance(index, int | slice):
+            return held[index]
+        return flow.freeze(node, "takes a part of something that is not followed") if held else ()
     items = index if isinstance(index, tuple) else (index,)
     values = [flow.value(i) for i in items]
-    tensors = [position for position, v in enumerate(values) if isinstance(v, TensorShape | list | bool)]
+    tensors = [position for position, v in enumerate(values) if isinstance(v, TensorShape | list | tuple | bool)]
     if tensors:
         plain = all(v == slice(None) for i, v in enumerate(values) if i != tensors[0])
         if len(tensors) > 1 or not plain:
@@ -156,7 +158,10 @@ def _pick(flow: Flow, node: Node, axis: int, index: Any) -> Any:
     factor = factor_on(labels, axis)
     if factor is None:
         return labels if len(flow.shape(index)) == 1 else flow.freeze(node, "indexes with a tensor")
-    read = isinstance(index, Node) and index.op == "get_attr" and len(index.users) == 1
+    readers = [
+        n for n in node.graph.nodes if n.op == "get_attr" and isinstance(index, Node) and n.target == index.target
+    ]
+    read = isinstance(index, Node) and readers == [index] and len(index.users) == 1
     held: Tensor = attribute(flow.gm, str(index.target)) if read else torch.empty(0)
     whole = held.dim() == 1 and held.dtype in (torch.int32, torch.int64) and not held.is_meta
     if not whole or move.varying(factor) != (axis,):
@@ -219,6 +224,7 @@ def narrow_rule(flow: Flow, node: Node) -> Any:
     """``narrow(x, dim, start, length)``."""
     axis = _axis(flow, node, 1)
     start, length = (int(flow.value(flow.arg(node, i, n))) for i, n in ((2, "start"), (3, "length")))
+    start %= max(1, flow.shape(node.args[0])[axis])
     labels = _separable(flow, flow.of(node.args[0]), axis)
     factor = factor_on(labels, axis)
     taken = _taken(flow, node, labels, axis, start, start + length)

@@ -87,7 +87,7 @@ def _reduced_axes(flow: Flow, node: Node, rank: int) -> Sequence[int] | None:
     dim = flow.value(flow.arg(node, 1, "dim", node.kwargs.get("axis")))
     if isinstance(dim, TensorShape):
         return None
-    if dim is None or dim == ():
+    if isinstance(dim, bool) or dim is None or dim == ():
         return range(rank)
     return [int(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))]
 
