@@ -47,6 +47,8 @@ class Resizer:
                 new = new.index_select(axis, torch.from_numpy(indices).to(new.device))
         if new.data_ptr() == tensor.data_ptr() or not new.is_contiguous():
             new = new.clone(memory_format=torch.contiguous_format) if new.dim() != 4 else new.clone()
+        if new.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+            new = new.contiguous(memory_format=torch.channels_last)
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         self._done[id(tensor)] = new

@@ -11,6 +11,7 @@ Semantics
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -138,10 +139,19 @@ def build(gm: GraphModule, keep: Keep, resizer: Resizer) -> GraphModule:
             setattr(root[owner], name, value)
     apply_edits({node.name: node for node in graph.nodes}, keep)
     small = GraphModule(root, graph, type(gm).__name__)
+    _leave_unsaved(gm, small, root)
     for path, module in small.named_modules():
         if path not in root:
             module.training = gm.training
     return small
+
+
+def _leave_unsaved(gm: GraphModule, small: GraphModule, targets: Iterable[str]) -> None:
+    """Buffers that the original does not save are not saved."""
+    for target in targets:
+        owner, _, name = target.rpartition(".")
+        if name in gm.get_submodule(owner)._non_persistent_buffers_set:
+            small.get_submodule(owner)._non_persistent_buffers_set.add(name)
 
 
 def _own(resizer: Resizer, held: Any, axes: tuple[Factor | None, ...] | None) -> Any:

@@ -105,8 +105,9 @@ class Keep:
 def recorded(facts: Facts) -> dict[str, Factor]:
     """Output labels of every layer with channel parameters, and of every parameter that the graph reads."""
     found = {path: layer.out for path, layer in facts.flow.layers.items() if layer.tensors}
+    made = {mixer.path: mixer.out for mixer in facts.flow.mixers.values() if mixer.path}
     for path, axes in facts.flow.parameters.items():
-        first = next((axis for axis in axes if axis is not None), None)
+        first = made.get(path, next((axis for axis in axes if axis is not None), None))
         if first is not None:
             found[path] = first
     return found

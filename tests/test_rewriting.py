@@ -44,6 +44,9 @@ def test_reduced_network(kind):
         if not is_exact_module_fresh(small):
             assert difference(as_module(*inputs), small(*inputs)) < 1e-5
     assert reloads(lambda: kind().eval(), small, inputs)
+    with torch.no_grad():
+        if not is_exact_module_fresh(small):
+            assert difference(mbs_fx.rewrite(gm, small.meta["mbs"])(*inputs), small(*inputs)) == 0
     assert trains(small, inputs)
     assert trains(as_module, inputs)
     for name, tensor in gm.state_dict().items():
@@ -206,3 +209,19 @@ def test_the_copy_shares_no_numbers_with_the_original():
     small = mbs_fx.rewrite(gm, plan)
     theirs = {tensor.untyped_storage().data_ptr() for tensor in gm.state_dict().values()}
     assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in small.state_dict().values()}
+
+
+def test_memory_order_and_what_is_saved_stay():
+    class Unsaved(Residual):
+        def make(self):
+            super().make()
+            self.register_buffer("gain", torch.full((1, 16, 1, 1), 2.0), persistent=False)
+
+        def middle(self, x):
+            return super().middle(x) * self.gain
+
+    gm, _, plan = reduced(Unsaved().eval().to(memory_format=torch.channels_last))
+    small = mbs_fx.rewrite(gm, plan)
+    assert small.a.weight.is_contiguous(memory_format=torch.channels_last)
+    assert "gain" in dict(small.named_buffers())
+    assert set(small.state_dict()) == set(gm.state_dict())

@@ -430,3 +430,11 @@ class PartsOfParts(Net):
 
     def middle(self, x):
         return x * x.chunk(4, 1)[1:][0].mean(1, keepdim=True) * self.scale / (1 + x.var(False))
+
+
+class FunctionalTransposed(Net):
+    def make(self):
+        self.weight = nn.Parameter(torch.randn(16, 16, 2, 2))
+
+    def middle(self, x):
+        return F.relu(F.conv_transpose2d(x, self.weight, stride=2))
