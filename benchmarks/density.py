@@ -39,12 +39,12 @@ from torch.nn import functional as F
 from torchvision import models
 
 import mbs_fx
-from mbs_fx.columns import Columns
-from mbs_fx.fast import fast_copy
-from mbs_fx.inputs import Batch
-from mbs_fx.makes import makes
-from mbs_fx.meter import Meter
-from mbs_fx.moments import Moments
+from mbs_fx.measuring.columns import Columns
+from mbs_fx.measuring.fast import fast_copy
+from mbs_fx.measuring.inputs import Batch
+from mbs_fx.measuring.makes import makes
+from mbs_fx.measuring.meter import Meter
+from mbs_fx.measuring.moments import Moments
 from mbs_fx.sample import resnet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

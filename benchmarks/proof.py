@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import mbs_fx
-from mbs_fx.allocation import from_widths
 from mbs_fx.analyzing import facts
-from mbs_fx.selection import restore
+from mbs_fx.planning.allocation import from_widths
+from mbs_fx.rewriting.selection import restore
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -19,16 +19,16 @@ from torch import Tensor, fx
 
 import mbs_fx
 from mbs_fx import sample
-from mbs_fx.columns import Columns, Counts
-from mbs_fx.density_result import Density
-from mbs_fx.inputs import Batch
-from mbs_fx.makes import makes
-from mbs_fx.meter import Meter
-from mbs_fx.moments import Block, Moments
-from mbs_fx.progress import Progress
-from mbs_fx.ranks import Ranks
-from mbs_fx.reading import Reading
-from mbs_fx.settle import Judge, factors
+from mbs_fx.measuring.columns import Columns, Counts
+from mbs_fx.measuring.inputs import Batch
+from mbs_fx.measuring.makes import makes
+from mbs_fx.measuring.meter import Meter
+from mbs_fx.measuring.moments import Block, Moments
+from mbs_fx.measuring.progress import Progress
+from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.measuring.reading import Reading
+from mbs_fx.measuring.result import Density
+from mbs_fx.measuring.settle import Judge, factors
 
 QUESTIONS = (((1.0,), 0.99), ((1.0,), 0.9), ((1.4, 1.2, 1.0, 0.8, 0.6), 0.99))
 """Thresholds to be settled together, and the confidence."""

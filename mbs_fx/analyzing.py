@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-import mbs_fx.geometry as geo
+import mbs_fx.geometry.propagation as geo
 from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
+from mbs_fx.channels.flow import Flow, run
+from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
+from mbs_fx.channels.opaque import forced, opaque_paths
+from mbs_fx.channels.pairing import pair
+from mbs_fx.channels.rules import register_count
+from mbs_fx.channels.streams import find_segments, find_streams
+from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.errors import MBSError
-from mbs_fx.flow import Flow, run
-from mbs_fx.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
-from mbs_fx.memory import buffers, element_bytes, feature_maps
-from mbs_fx.opaque import forced, opaque_paths
-from mbs_fx.operations import operations
-from mbs_fx.pairing import pair
-from mbs_fx.rules import register_count
-from mbs_fx.shapes import infer
-from mbs_fx.streams import find_segments, find_streams
-from mbs_fx.widths import Choices, choose
+from mbs_fx.nodes.memory import buffers, element_bytes, feature_maps
+from mbs_fx.nodes.operations import operations
+from mbs_fx.nodes.shapes import infer
 
 Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | None
 

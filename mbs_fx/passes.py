@@ -24,12 +24,12 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Example, analyze
-from mbs_fx.density import measure
-from mbs_fx.density_result import Density
-from mbs_fx.planning import plan
-from mbs_fx.resizing import Init
-from mbs_fx.rewriting import rewrite
-from mbs_fx.selection import Criterion
+from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.result import Density
+from mbs_fx.planning.plan import plan
+from mbs_fx.rewriting.resizing import Init
+from mbs_fx.rewriting.rewrite import rewrite
+from mbs_fx.rewriting.selection import Criterion
 
 ANALYSIS, DENSITY, NOTE = "mbs_analysis", "mbs_density", "mbs"
 

@@ -12,17 +12,17 @@ from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
 from mbs_fx.analyzing import Example, analyze, input_shapes
-from mbs_fx.composing import plan_in
-from mbs_fx.density import measure
-from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
-from mbs_fx.latency import latency_of
-from mbs_fx.overrides import Key
-from mbs_fx.planning import plan
-from mbs_fx.resizing import Init
-from mbs_fx.rewriting import rewrite
-from mbs_fx.rounding import block
-from mbs_fx.selection import Criterion
+from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.result import Density
+from mbs_fx.planning.composing import plan_in
+from mbs_fx.planning.latency import latency_of
+from mbs_fx.planning.overrides import Key
+from mbs_fx.planning.plan import plan
+from mbs_fx.planning.rounding import block
+from mbs_fx.rewriting.resizing import Init
+from mbs_fx.rewriting.rewrite import rewrite
+from mbs_fx.rewriting.selection import Criterion
 from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
 
@@ -67,7 +67,7 @@ def reduce(
         betas: as for `plan`, like everything down to ``max_bytes``.
         widths: see ``betas``.
         keep: see ``betas``.
-        round_to: see ``betas``; "auto" takes the block of ``device`` and of the model's type (`mbs_fx.rounding`).
+        round_to: see ``betas``; "auto" takes the block of ``device`` and the model's type (`mbs_fx.planning.rounding`).
         min_width: see ``betas``.
         max_params: see ``betas``.
         max_flops: see ``betas``.

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
 from mbs_fx.analysis import Activation, Analysis, Conv, Macroblock, Width
-from mbs_fx.density import measure
-from mbs_fx.density_result import Density
+from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.result import Density
 
 SHAPE = (1, 3, 16, 16)
 

@@ -13,9 +13,9 @@ from density_helpers import SHAPE, chain_analysis, graph
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mbs_fx.density import measure
-from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
+from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.result import Density
 
 
 class Images(Dataset[Tensor]):

@@ -8,9 +8,9 @@ from torch import nn
 from torch.fx import GraphModule, Tracer, symbolic_trace
 from torch.utils.flop_counter import FlopCounterMode
 
-from mbs_fx.convs import ConvSpec, conv_kind, flops
 from mbs_fx.errors import MBSError
-from mbs_fx.shapes import infer
+from mbs_fx.nodes.convs import ConvSpec, conv_kind, flops
+from mbs_fx.nodes.shapes import infer
 
 
 class Standardised(nn.Conv2d):

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
-from mbs_fx.density import measure
 from mbs_fx.errors import MBSError
+from mbs_fx.measuring.measure import measure
 
 
 class Stream(IterableDataset[Tensor]):

@@ -13,7 +13,7 @@ import density_worker
 import pytest
 import torch.distributed as dist
 
-from mbs_fx.density_result import Density
+from mbs_fx.measuring.result import Density
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

@@ -13,10 +13,10 @@ from density_helpers import chain_analysis, small_net
 from torch import Tensor, fx
 from torch.utils.data import Dataset
 
-from mbs_fx import reading
-from mbs_fx.density import measure
-from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
+from mbs_fx.measuring import reading
+from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.result import Density
 
 
 class Images(Dataset[Tensor]):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mbs_fx import labels as move
-from mbs_fx.labels import along
-from mbs_fx.ties import Ties, components
+from mbs_fx.channels import labels as move
+from mbs_fx.channels.labels import along
+from mbs_fx.channels.ties import Ties, components
 
 
 def expanded(labels, shape):

@@ -19,7 +19,7 @@ from mbs_fx.cli.session import SHIPPED, Session
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
-    from mbs_fx.plan_result import Plan
+    from mbs_fx.planning.result import Plan
 
 
 def reduce(

@@ -15,8 +15,8 @@ def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A plan or a density.")],
 ) -> None:
     """Print a plan or a density as its table."""
-    from mbs_fx.density_result import Density
-    from mbs_fx.plan_result import Plan
+    from mbs_fx.measuring.result import Density
+    from mbs_fx.planning.result import Plan
 
     try:
         kind = json.loads(file.read_text()).get("format")
@@ -26,7 +26,7 @@ def show(
         raise MBSError(f"{file}: not a file of mbs-fx: {error}") from error
     if kind == "mbs_fx.plan":
         print(Plan.from_json(file))
-    elif kind == "mbs_fx.density":
+    elif kind == "mbs_fx.measuring.measure":
         print(Density.load(file))
     else:
         raise MBSError(f"{file}: neither a plan nor a density, its format is {kind!r}")

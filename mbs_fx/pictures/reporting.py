@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mbs_fx.analysis import Analysis
-from mbs_fx.density_result import Density
 from mbs_fx.errors import MBSError
 from mbs_fx.files import write_text
+from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.diagram import diagram, opened
 from mbs_fx.pictures.drawing import network
 from mbs_fx.pictures.engine import layout
@@ -29,10 +29,10 @@ from mbs_fx.pictures.scene import Scene, scene
 from mbs_fx.pictures.style import macroblock_colour, size
 from mbs_fx.pictures.svg import asset, base_words
 from mbs_fx.pictures.target import target
-from mbs_fx.plan_result import Plan
-from mbs_fx.planning import plan as make_plan
+from mbs_fx.planning.plan import plan as make_plan
+from mbs_fx.planning.result import Plan
+from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.report import PLAN_HEADERS, SWEEP_HEADERS, kept_lines, plan_row, sweep_row
-from mbs_fx.sweeping import Sweep, sweep
 
 CARDS = (
     ("params", "parameters"),

@@ -1,0 +1,1 @@
+"""Which channels are the same, and where widths are bound: labels, rules, macroblocks, opaque segments."""

@@ -1,0 +1,1 @@
+"""Spatial size, stride and receptive field of every node, per axis."""

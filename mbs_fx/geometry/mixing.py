@@ -1,0 +1,96 @@
+"""Mixing: linear layers, products and attention.
+
+Semantics
+- They are context for the positions they go over: positions stay where they are, fields do not grow, and a
+  note tells how many nodes did it.
+- Where the same axis appears twice in a product, as among the weights of attention, the first factor has it.
+- A linear layer over channels makes new channels; over flattened pixels, it ends the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from torch import nn
+
+from mbs_fx.geometry.calls import Call, Rule
+from mbs_fx.geometry.tracks import CHANNELS, Atom, Track, channels, has_axis, merged, mixed_in, tracked
+
+
+def _linear(call: Call) -> Track:
+    last = len(call.shape) - 1
+    x = mixed_in(call.input, last)
+    if has_axis(x.dims[last]) and call.shape[last] == call.shape_of(call.first)[last]:
+        call.notes.mixing.append(call.node.name)
+        return x
+    if x.lone(last) is not None or (has_axis(x.dims[last]) and any(map(has_axis, x.dims[:last]))):
+        call.note("it mixes the positions of one axis and changes their number; that axis ends here")
+    return tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled)
+
+
+def _matmul(call: Call) -> Track | None:
+    one, other = call.operand(call.node.args[0]), call.operand(call.raw(1, "other", "mat2", "tensor2"))
+    if min(len(one.dims), len(other.dims)) < 2 or len(call.shape) < 2:
+        return None
+    lefts = replace(one, dims=(*one.dims[:-1], channels(call.shape[-1])))
+    rights = replace(other, dims=(*other.dims[:-2], (), other.dims[-1]))
+    return _product(call, [lefts, rights], [one.dims[-1], other.dims[-2]])
+
+
+def _product(call: Call, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> Track:
+    """A sum of products: an axis lies where the first factor that keeps it has it."""
+    rows = [channels(size) for size in call.shape]
+    axes = {index: axis for part in reversed(parts) for index, axis in part.axes.items()}
+    mixes = any(map(has_axis, contracted))
+    seen: set[int] = set()
+    for part in parts:
+        kept = {a.axis for row in part.dims for a in row} - {CHANNELS}
+        mixes |= bool(kept & seen)
+        for right, row in enumerate(reversed(part.dims), 1):
+            fits = prod(a.size for a in row) == call.shape[-right]
+            if fits and has_axis(row) and seen.isdisjoint(a.axis for a in row):
+                rows[-right] = row
+        axes |= {index: part.axes[index] for index in kept - seen}
+        seen |= kept
+    result = tracked(rows, axes, any(part.upsampled for part in parts))
+    if mixes and any(map(has_axis, result.dims)):
+        call.notes.mixing.append(call.node.name)
+    return result
+
+
+def _einsum(call: Call) -> Track | None:
+    equation = str(call.node.args[0]).replace(" ", "")
+    operands = call.node.args[1:]
+    operands = operands[0] if isinstance(operands[0], tuple | list) else operands
+    if "->" not in equation or "." in equation:
+        return None
+    left, right = equation.split("->")
+    places: dict[str, tuple[Atom, ...]] = {}
+    parts: list[Track] = []
+    tracks = [call.operand(node) for node in operands]
+    for letters, track in zip(left.split(","), tracks, strict=True):
+        named = dict(zip(letters, track.dims, strict=True))
+        places |= {letter: row for letter, row in named.items() if not has_axis(places.get(letter, ()))}
+        parts.append(Track(tuple(named.get(letter, ()) for letter in right), track.axes, track.upsampled))
+    return _product(call, parts, [row for letter, row in places.items() if letter not in right])
+
+
+def _attention(call: Call) -> Track:
+    call.notes.mixing.append(call.node.name)
+    return merged([call.input], call.shape) if call.input.dims else call.input
+
+
+def _self_attention(call: Call) -> tuple[Track, Track | None]:
+    call.notes.mixing.append(call.node.name)
+    return call.input, None
+
+
+MODULES: dict[type[nn.Module], Rule] = {nn.Linear: _linear, nn.MultiheadAttention: _self_attention}
+NAMES: dict[str, Rule] = {
+    **dict.fromkeys(["matmul", "bmm", "__matmul__"], _matmul),
+    "linear": _linear,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+}

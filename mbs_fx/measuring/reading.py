@@ -1,0 +1,149 @@
+"""The loop: batches in, totals out, until the widths are settled or the images are at an end.
+
+- A round is a few batches on every rank, one synchronisation with the device, and one exchange between
+  ranks; then every rank holds the same totals and comes to the same decision.
+- Rounds grow with the number of images read, up to `QUEUE` batches, as another look soon after one tells
+  little.
+- Only whole batches count, in order, and nothing after a gap: totals can always be taken up again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mbs_fx.errors import MBSError
+from mbs_fx.measuring import checkpoint
+from mbs_fx.measuring.columns import Columns
+from mbs_fx.measuring.images import workers_watched
+from mbs_fx.measuring.inputs import Batch
+from mbs_fx.measuring.meter import Meter
+from mbs_fx.measuring.moments import Block, Moments
+from mbs_fx.measuring.progress import Interrupt, Progress, interruptible
+from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.measuring.result import Interval
+from mbs_fx.measuring.settle import FEWEST
+
+QUEUE = 8
+GROWTH = 1.25
+SAVE_SECONDS = 10.0
+
+Numbered = tuple[int, list[Batch]]
+Judge = Callable[[Moments], tuple[Interval, ...]]
+
+
+@dataclass
+class Report:
+    """What one rank brings to a round."""
+
+    blocks: list[Block] = field(default_factory=list[Block])
+    ended: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Totals, and how the reading ended: the images were at an end, or Ctrl-C was pressed."""
+
+    moments: Moments
+    ended: bool = False
+    interrupted: bool = False
+
+
+@dataclass
+class Reading:
+    """A measurement under way.  ``judge`` is None where everything is to be read."""
+
+    meter: Meter
+    columns: Columns
+    ranks: Ranks
+    progress: Progress
+    judge: Judge | None
+    file: Path | None
+    identity: Mapping[str, Any]
+    moments: Moments
+    saved: float = 0.0
+
+    def run(self, stream: Iterator[Numbered]) -> Outcome:
+        """Read until there is nothing more to find out.  However this ends, what was measured is saved."""
+        self.progress.resumed(self.moments.images)
+        try:
+            with interruptible() as interrupt:
+                return self._rounds(stream, interrupt)
+        finally:
+            self.progress.close()
+            self._save(last=True)
+
+    def _rounds(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Outcome:
+        while not self._settled():
+            reports = self.ranks.together(lambda: self._round(stream, interrupt))
+            self._merge([block for report in reports for block in report.blocks])
+            if any(r.interrupted for r in reports):
+                return Outcome(self.moments, interrupted=True)
+            if all(r.ended for r in reports):
+                return Outcome(self.moments, ended=True)
+            if not self.columns.columns:
+                break
+        return Outcome(self.moments)
+
+    def _settled(self) -> bool:
+        if self.judge is None or not self.moments.images:
+            return False
+        intervals = self.judge(self.moments)
+        self.progress.judged(intervals)
+        return all(i.settled for i in intervals)
+
+    def _round(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Report:
+        self._save(last=False)
+        report = Report()
+        try:
+            with workers_watched():
+                report.ended = self._read(stream, interrupt)
+        except KeyboardInterrupt:
+            interrupt.seen = True
+        except MBSError:
+            if not interrupt.seen:  # workers that Ctrl-C ended are no failure
+                self._merge(self.meter.collect())  # for the checkpoint
+                raise
+        report.interrupted = interrupt.seen
+        report.blocks = self.meter.collect()
+        return report
+
+    def _read(self, stream: Iterator[Numbered], interrupt: Interrupt) -> bool:
+        """Queue the batches of a round; whether the images are at an end."""
+        for _ in range(self._round_size()):
+            item = None if interrupt.seen else next(stream, None)
+            if item is None:
+                return not interrupt.seen
+            self.meter.run(*item)
+            self.progress.read(sum(map(len, item[1])) * self.ranks.world)
+        return False
+
+    def _round_size(self) -> int:
+        """Batches per rank until the next look."""
+        if self.judge is None:
+            return QUEUE
+        read = self.moments.images
+        if not read:
+            return 1
+        wanted = max(FEWEST, math.ceil(read * GROWTH)) - read
+        per_round = read / self.moments.batches * self.ranks.world
+        return max(1, min(QUEUE, math.ceil(wanted / per_round)))
+
+    def _merge(self, blocks: list[Block]) -> None:
+        for block in sorted(blocks, key=lambda b: b.number):
+            if block.number > self.moments.batches:
+                break
+            self.moments = self.moments.plus(self.columns, block)
+
+    def _save(self, last: bool) -> None:
+        if self.file is None or self.ranks.rank or not self.moments.batches:
+            return
+        now = time.monotonic()
+        if last or now - self.saved > SAVE_SECONDS:
+            checkpoint.save(self.file, self.moments, self.identity)
+            self.saved = now

@@ -1,0 +1,105 @@
+"""Fewer passes over memory, and less fresh memory.  For the private copy of a measurement on a CPU.
+
+- An addition writes into the output of a layer that nobody else reads.
+- A ReLU whose input nobody else reads works in place, piece by piece, and its signs are summed while they are
+  still in the cache.
+- Only where that is certain: the ReLU is in place anyway, or its input comes from an operation that makes a new
+  tensor.  Everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from mbs_fx.measuring.counting import Change, columns_of, tally
+
+MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+FUNCTIONS = {F.relu, torch.relu, torch.relu_}
+METHODS = {"relu", "relu_"}
+ADDITIONS = {operator.add, torch.add}
+LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+)
+
+
+def fuse(gm: fx.GraphModule) -> fx.GraphModule:
+    """Add in place, and join activations with the counting after them; in ``gm`` itself."""
+    for node in gm.graph.nodes:
+        if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+            fresh = next((a for a in node.args if _is_fresh(gm, a)), None)
+            if fresh is not None:
+                other = node.args[node.args.index(fresh) - 1]
+                node.target, node.args = added, (fresh, other)
+    for count in list(gm.graph.nodes):
+        if count.op != "call_function" or count.target is not tally:
+            continue
+        activation = count.args[0]
+        change = _change(gm, activation)
+        if change is not None and _owns_its_input(gm, activation):
+            _join(gm.graph, activation, count, change)
+    gm.recompile()
+    return gm
+
+
+def added(x: Tensor, other: Any) -> Tensor:
+    """The sum, in ``x`` where it fits there."""
+    fits = isinstance(other, Tensor) and other.shape == x.shape and other.dtype == x.dtype
+    return x.add_(other) if fits else x + other
+
+
+def rectified(x: Tensor, low: float, high: float | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """``x`` clamped in place, and its counts."""
+    change: Change = torch.relu_ if (low, high) == (0, None) else lambda part: part.clamp_(low, high)
+    return x, columns_of(x, change, *arguments)
+
+
+MAKERS = {*ADDITIONS, added, operator.sub, operator.mul, torch.cat}
+"""Functions that make new memory, or write where nobody else reads."""
+
+
+def _join(graph: fx.Graph, activation: fx.Node, count: fx.Node, change: tuple[float, float | None]) -> None:
+    with graph.inserting_before(activation):
+        both = graph.call_function(rectified, (activation.args[0], *change, *count.args[1:]))
+        output, counts = (graph.call_function(operator.getitem, (both, i)) for i in (0, 1))
+    activation.replace_all_uses_with(output)
+    count.replace_all_uses_with(counts)
+    graph.erase_node(count)
+    graph.erase_node(activation)
+
+
+def _change(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float | None] | None:
+    """The limits that an activation clamps to, where it does nothing else."""
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        if type(module) not in MODULES or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)
+    known = METHODS if node.op == "call_method" else FUNCTIONS
+    return (0, None) if node.target in known else None
+
+
+def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
+    source = node.args[0]
+    if _is_in_place(gm, node) or _is_fresh(gm, source):
+        return True
+    return isinstance(source, fx.Node) and len(source.users) == 1 and source.target in MAKERS
+
+
+def _is_fresh(gm: fx.GraphModule, value: Any) -> bool:
+    """Whether a value is the output of a layer that makes new memory, for one reader."""
+    if not isinstance(value, fx.Node) or value.op != "call_module" or len(value.users) > 1:
+        return False
+    module = gm.get_submodule(str(value.target))
+    return type(module) in LAYERS and not module._forward_hooks
+
+
+def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    return node.target in ("relu_", torch.relu_) or node.kwargs.get("inplace") is True or node.args[1:] == (True,)

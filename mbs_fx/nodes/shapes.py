@@ -1,0 +1,144 @@
+"""What every node of a graph returns, found out without computing it.
+
+Semantics
+- Tensors, also inside tuples, lists, dicts and named tuples, become `TensorShape`; Python values (sizes,
+  numbers, None, devices) stand as they are, so that a later pass can read the constants of the graph.
+- Nothing is allocated and no kernel is called.  BatchNorm statistics, modes, hooks, ``node.meta`` and the
+  random number generators stay as they were.
+- Inputs are tensors or shapes.  A shape stands for a tensor of the first floating-point parameter's dtype.
+  All inputs lie where that parameter lies.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from mbs_fx.errors import MBSError
+from mbs_fx.nodes.fakes import FakeInterpreter, mapped
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """A tensor without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def infer(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]]) -> dict[str, Any]:
+    """The value of every node, by name, for ``inputs`` in the order of the placeholders."""
+    _check_inputs(gm, inputs)
+    with torch.no_grad(), _no_traces():
+        run = _ShapeInterpreter(gm)
+        run.run(*map(run.input, inputs), enable_io_processing=False)
+    return run.shapes
+
+
+def _check_inputs(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]]) -> None:
+    nodes = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    variadic = any(str(node.target).startswith("*") for node in nodes)
+    required = [node.name for node in nodes if not node.args and not str(node.target).startswith("*")]
+    if len(inputs) < len(required):
+        raise MBSError(
+            f"the graph needs {len(required)} inputs ({', '.join(required)}) and got {len(inputs)}: "
+            "give a tensor or a shape for each"
+        )
+    if len(inputs) > len(nodes) and not variadic:
+        raise MBSError(f"the graph takes {len(nodes)} inputs and got {len(inputs)}: leave out the last ones")
+    for index, value in enumerate(inputs):
+        if not (isinstance(value, Tensor) or _is_shape(value)):
+            raise MBSError(
+                f"input {index} is {value!r}: give a tensor, or its shape as a tuple of positive whole "
+                "numbers such as (1, 3, 224, 224)"
+            )
+
+
+def _is_shape(value: object) -> bool:
+    sizes = isinstance(value, tuple | list)
+    return sizes and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value)
+
+
+@contextmanager
+def _no_traces() -> Generator[None]:
+    """Other people's modules may draw random numbers, and torch logs every error that we report ourselves."""
+    state = random.getstate()
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        log.disabled = disabled
+
+
+class _ShapeInterpreter(FakeInterpreter):
+    """Notes what every node returns, and says where and why one could not."""
+
+    def __init__(self, gm: GraphModule) -> None:
+        super().__init__(gm)
+        self.shapes: dict[str, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """The value of a node, noted; what goes wrong becomes an `MBSError`."""
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            raise MBSError(self._message(n, error)) from error
+        self.shapes[n.name] = mapped(result, _tensor_shape)
+        return result
+
+    def _message(self, n: Node, error: Exception) -> str:
+        given = ", ".join(f"{a.name} {_describe(self.shapes[a.name])}" for a in n.all_input_nodes) or "none"
+        name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", n.target)
+        place = f"{n.op} {name}"
+        if n.op == "call_module":
+            place += f" ({type(self.submodules.get(str(name))).__name__})"
+        elif stack := n.meta.get("nn_module_stack"):
+            place += f" in module {list(stack)[-1]}"
+        text = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        return f"node {n.name}, {place}, cannot take its inputs ({given}): {text}. {_advice(error)}."
+
+
+def _tensor_shape(tensor: Tensor) -> TensorShape:
+    return TensorShape(tuple(tensor.shape), tensor.dtype)
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, TensorShape):
+        return str(value.shape)
+    if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
+        return "[" + ", ".join(map(_describe, value)) + "]"
+    return repr(value)
+
+
+_ADVICE = (
+    (
+        ("kernel size can't be greater", "too small", "must be strictly less", "padding size should be less"),
+        "The input is too small for this network: give a larger one",
+    ),
+    (("more than 1 value per channel",), "Give two images or more, or put the model in eval mode"),
+    (
+        ("datadependent", "data-dependent", "data dependent", "dynamicoutputshape"),
+        "Its result depends on values: make this part a leaf module that returns tensors of a fixed shape",
+    ),
+    (("dtype", "same type", "should be the same"), "Give an input of the dtype of the weights"),
+)
+
+
+def _advice(error: Exception) -> str:
+    """What to do, by the words of torch's messages."""
+    text = f"{type(error).__name__} {error}".lower()
+    for signs, advice in _ADVICE:
+        if any(sign in text for sign in signs):
+            return advice
+    return "Give an input of the shape that the network was built for"

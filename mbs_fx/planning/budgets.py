@@ -1,0 +1,155 @@
+"""The largest plan within a budget: how far the threshold may go, and how far between two thresholds.
+
+Semantics
+- The scaling factors of all macroblocks depend on z through one number, E_base (Eq. 6, 7 and 9).  A threshold
+  admits few values of it.  Between two neighbouring thresholds the layers just beyond the boundary count as base with
+  a share of their effective flops, so that E_base takes every value in between; Eq. 7 and 9 stay as they are.
+- Widths are whole numbers, so the plans along E_base are finitely many.  The budgets pick the largest E_base at which
+  all of them hold.
+- A share ("50%") is of the original network's cost.
+- Latency is found by bisection over the plans that meet the other budgets: it is taken to grow with E_base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mbs_fx.errors import MBSError
+from mbs_fx.planning.algorithm import Floats
+from mbs_fx.planning.allocation import Counts
+from mbs_fx.planning.assembling import Point, assemble, everything, original
+from mbs_fx.planning.result import Plan
+from mbs_fx.planning.scaling import Setting
+
+Amount = float | str | None
+
+COUNTED = ("params", "flops", "model_bytes")
+"""Costs that are computed; latency is measured."""
+
+_CHUNK = 512
+"""Plans that are computed at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """The most that a plan may cost: a number, a share of the original such as "50%", or None."""
+
+    params: Amount = None
+    flops: Amount = None
+    model_bytes: Amount = None
+    latency_ms: Amount = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return any(amount is not None for amount in (self.params, self.flops, self.model_bytes, self.latency_ms))
+
+    def limit(self, cost: str, before: float) -> float:
+        """A budget as a number, infinite where there is none; ``before`` is the cost of the original."""
+        amount: Amount = getattr(self, cost)
+        if amount is None:
+            return math.inf
+        text = str(amount).strip()
+        try:
+            value = float(text.removesuffix("%"))
+        except ValueError:
+            value = math.nan
+        if not value > 0:
+            raise MBSError(
+                f'{_argument(cost)} = {amount!r}: give a positive number, or a share of the original as "50%"'
+            )
+        return value / 100 * before if text.endswith("%") else value
+
+
+def _argument(cost: str) -> str:
+    return "max_bytes" if cost == "model_bytes" else f"max_{cost}"
+
+
+def fit(
+    setting: Setting, budgets: Budgets, z: float | None = None, latency: Callable[[Plan], float] | None = None
+) -> Plan:
+    """The plan with the largest E_base, up to that of the threshold ``z``, at which all budgets hold."""
+    if (budgets.latency_ms is None) != (latency is None):
+        raise MBSError(
+            "max_latency_ms and latency= go together: latency=mbs_fx.latency_of(gm, device=...) times what a plan "
+            "makes; mbs_fx.reduce(..., max_latency_ms=...) does so by itself"
+        )
+    full = setting.costs.at(everything(setting))
+    before = {cost: int(getattr(full, cost)[0]) for cost in COUNTED}
+    limits = {cost: budgets.limit(cost, before[cost]) for cost in COUNTED}
+    ends = setting.candidates(z)
+    parts = [setting.counts(ends[i : i + _CHUNK]) for i in range(0, len(ends), _CHUNK)]
+    spent = {cost: np.concatenate([getattr(setting.costs.at(part), cost) for part in parts]) for cost in COUNTED}
+    fits = np.all([spent[cost] <= limits[cost] for cost in COUNTED], axis=0)
+    if not fits.any():
+        raise MBSError(_unreachable(budgets, limits, spent, before))
+    if latency is None:
+        return assemble(setting, [_point(setting, float(ends[fits][0]), z)])[0]
+    points = [_point(setting, float(end), z) for end in _distinct(ends[fits], np.hstack(parts)[:, fits])]
+    return _fast_enough(setting, points, budgets, latency)
+
+
+def _unreachable(
+    budgets: Budgets, limits: Mapping[str, float], spent: Mapping[str, Counts], before: Mapping[str, int]
+) -> str:
+    lines: list[str] = []
+    for cost, limit in limits.items():
+        if limit < math.inf:
+            amount, least = getattr(budgets, cost), int(spent[cost].min())
+            lines.append(
+                f"{_argument(cost)} = {amount}: the smallest that can be reached is {least:,} of {before[cost]:,}"
+            )
+    return "; ".join(lines) + (
+        ". No scaling factor falls to one half (Eq. 9), and what keeps its width stays: reduce the reduced network "
+        "again after retraining (docs/budgets.md), or ask for less"
+    )
+
+
+def _point(setting: Setting, e_base: float, most: float | None) -> Point:
+    """The largest threshold up to an E_base, and how far the E_base lies on the way to the next one."""
+    zs = setting.thresholds(most)
+    reached = setting.e_base(zs)
+    at = next((i for i, e in enumerate(reached) if e <= e_base * (1 + 1e-12)), len(zs) - 1)
+    below = float(reached[at])
+    pair = setting.counts(np.array([e_base, below]))
+    if at == 0 or (pair[:, 0] == pair[:, 1]).all():
+        return Point(zs[at], below)
+    return Point(zs[at], e_base, (e_base - below) / (float(reached[at - 1]) - below))
+
+
+def _distinct(ends: Floats, counts: Counts) -> Floats:
+    """The largest E_base of each of the plans that follow one another."""
+    changes = (counts[:, 1:] != counts[:, :-1]).any(axis=0)
+    return ends[np.concatenate([[True], changes])]
+
+
+def _fast_enough(setting: Setting, points: Sequence[Point], budgets: Budgets, latency: Callable[[Plan], float]) -> Plan:
+    """The first of the points whose network is fast enough, found by bisection; the last is the smallest."""
+    before = latency(original(setting))
+    limit = budgets.limit("latency_ms", before)
+
+    def timed(index: int) -> tuple[Plan, float]:
+        made = assemble(setting, [points[index]])[0]
+        return made, latency(made)
+
+    slow, fast = -1, len(points) - 1
+    best = timed(fast)
+    if best[1] > limit:
+        raise MBSError(
+            f"max_latency_ms = {budgets.latency_ms}: the smallest network that can be reached takes {best[1]:.3g} ms, "
+            f"the original {before:.3g} ms"
+        )
+    middle = 0
+    while slow + 1 < fast:
+        found = timed(middle)
+        if found[1] <= limit:
+            fast, best = middle, found
+        else:
+            slow = middle
+        middle = (slow + fast) // 2
+    note = f"latency {best[1]:.3g} ms, of the original {before:.3g} ms: measured where the plan was made"
+    return assemble(setting, [points[fast]], [note])[0]

@@ -1,0 +1,118 @@
+"""Every plan that Algorithm 1 can make of one measurement: the paper's Fig. 4(b) for any network, without training.
+
+Semantics
+- Receptive fields are discrete, and so is the boundary of Eq. 3: the base layers change where z L passes a
+  receptive field, on any axis.  Between two such thresholds there is one plan; neighbours with equal widths are one.
+- Plans go from the largest threshold, at which nothing is reduced, to the smallest.
+- ``z`` of a plan is the simplest number in its range, or the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from mbs_fx.analysis import Analysis
+from mbs_fx.errors import MBSError
+from mbs_fx.files import write_text
+from mbs_fx.measuring.result import Density
+from mbs_fx.planning.assembling import Point, assemble
+from mbs_fx.planning.overrides import resolve
+from mbs_fx.planning.result import Plan
+from mbs_fx.planning.scaling import Setting
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sweep(Sequence[Plan]):
+    """Plans, the largest first.  ``plans[i]`` is that of every z with ``ranges[i][0] <= z < ranges[i][1]``."""
+
+    plans: tuple[Plan, ...]
+    ranges: tuple[tuple[float, float], ...]
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    @overload
+    def __getitem__(self, index: int) -> Plan: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Plan, ...]: ...
+    def __getitem__(self, index: int | slice) -> Plan | tuple[Plan, ...]:
+        return self.plans[index]
+
+    def at(self, z: float) -> Plan:
+        """The plan of a threshold."""
+        for made, (low, high) in zip(self.plans, self.ranges, strict=True):
+            if low <= z < high:
+                return made
+        raise MBSError(f"z = {z}: this sweep has no plan there; it was made for other thresholds")
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The sweep as text, what all plans share said once; written to ``path`` as a whole or not at all."""
+        shared = ("before", "kept", "input_shapes", "images")
+        rows: list[dict[str, Any]] = []
+        for made, (low, high) in zip(self.plans, self.ranges, strict=True):
+            row = json.loads(made.to_json())
+            rows.append(
+                {"range": [low, high if np.isfinite(high) else None]} | _without(row, *shared, "format", "version")
+            )
+        first = json.loads(self.plans[0].to_json())
+        head = {"format": "mbs_fx.sweep", "version": VERSION, **{name: first[name] for name in shared}}
+        text = json.dumps({**head, "plans": rows}, indent=1)
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def __str__(self) -> str:
+        from mbs_fx.report import sweep_text
+
+        return sweep_text(self.plans, self.ranges)
+
+    def _repr_html_(self) -> str:
+        from mbs_fx.report import sweep_html
+
+        return sweep_html(self.plans, self.ranges)
+
+
+def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def sweep(
+    analysis: Analysis, density: Density | None = None, z: float | Iterable[float] | None = None, **overrides: Any
+) -> Sweep:
+    """One plan for every distinct boundary of Eq. 3, the largest threshold first; equal plans are merged.
+
+    Args:
+        analysis: of the graph to be reduced.
+        density: p_j per convolution; None counts every output as non-zero.
+        z: these thresholds only, in multiples of the input size; None takes all that differ.
+        overrides: ``keep``, ``betas``, ``widths``, ``round_to``, ``min_width`` as for `plan`; Algorithm 1 decides
+            everything that they leave open.
+
+    """
+    if density is not None:
+        density.check(analysis)
+    setting = Setting(analysis, density, resolve(analysis, **overrides))
+    asked = [z] if isinstance(z, int | float) else z
+    zs = setting.thresholds() if asked is None else sorted(set(map(float, asked)), reverse=True)
+    if not zs or not all(0 < each < np.inf for each in zs):
+        raise MBSError("sweep: z holds thresholds, each a positive multiple of the input size: z=(0.6, 0.8, 1.0)")
+    reached = setting.e_base(zs)
+    counts = setting.counts(reached)
+    first = np.flatnonzero(np.concatenate([[True], (counts[:, 1:] != counts[:, :-1]).any(axis=0)]))
+    last = [*(first[1:] - 1), len(zs) - 1]
+    plans = assemble(setting, [Point(zs[i], float(reached[i])) for i in first])
+    ranges = [(_range(setting, zs[b])[0], _range(setting, zs[a])[1]) for a, b in zip(first, last, strict=True)]
+    return Sweep(tuple(plans), tuple(ranges))
+
+
+def _range(setting: Setting, z: float) -> tuple[float, float]:
+    """The range of thresholds with the boundary of z."""
+    return next((low, high) for low, high in setting.ranges if low <= z < high)

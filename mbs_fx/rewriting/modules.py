@@ -1,0 +1,156 @@
+"""The same plan on a copy of the original ``nn.Module``.
+
+Semantics
+- The copy keeps its class, its module paths and its own control flow: what depends on the training mode
+  (auxiliary heads, functional dropout) stays alive.  Layers are replaced at the same paths.
+- The module is traced in both modes, so that layers which only one of them uses are resized too.
+- A constant in the code of ``forward`` that counts channels (``x.view(-1, 512 * 7 * 7)``) cannot be reached by
+  replacing layers.  Then the copy runs the traced and rewritten code of its own mode, and the plan's notes say so.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from mbs_fx.analyzing import Facts, facts
+from mbs_fx.errors import MBSError
+from mbs_fx.planning.allocation import from_widths
+from mbs_fx.planning.result import Plan
+from mbs_fx.rewriting.edits import apply_edits, counted_constants
+from mbs_fx.rewriting.resizing import Resizer
+from mbs_fx.rewriting.rewrite import decide
+from mbs_fx.rewriting.selection import Criterion, Keep, restore
+from mbs_fx.tracers.example import place_and_dtype
+from mbs_fx.tracing import trace
+
+
+def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[nn.Module, Keep, Resizer]:
+    """A resized deep copy of a module, the decision behind it, and what was initialised fresh."""
+    small = copy.deepcopy(model)
+    modes = {path: module.training for path, module in small.named_modules()}
+    graphs, keeps = _decisions(small, plan, criterion)
+    first = keeps[False]
+    resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
+    code = {mode: _rewritten_graph(graphs[mode], keep) for mode, keep in keeps.items()}
+    new: dict[str, nn.Module | Tensor] = {}
+    for mode, keep in keeps.items():
+        new = {**_resized(keep.facts, resizers[mode]), **new}
+    for path, held in new.items():
+        _replace(small, path, held)
+    if any(graph is not None for graph in code.values()):
+        _override_forward(small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs)
+    for path, module in small.named_modules():
+        module.training = modes[path]
+    _check_runs(small, plan)
+    return small, first, resizers[False]
+
+
+def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict[bool, GraphModule], dict[bool, Keep]]:
+    """The graph of each mode that can be traced, and which channels stay there."""
+    graphs: dict[bool, GraphModule] = {}
+    keeps: dict[bool, Keep] = {}
+    inputs = example_inputs(small, plan)
+    for mode in (False, True):
+        small.train(mode)
+        try:
+            graphs[mode] = trace(small, inputs)
+        except MBSError:
+            if not mode:
+                raise
+            continue
+        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), plan.opaque)
+        if not mode:
+            keeps[mode] = decide(found, plan, criterion)
+        else:
+            counts = from_widths(found.analysis, plan.widths)
+            keeps[mode] = restore(found, counts, keeps[False].channels())
+    return graphs, keeps
+
+
+def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...]:
+    """Random inputs of the shapes that a plan was made for, at least two images each."""
+    device, dtype = place_and_dtype(model)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(max(2, shape[0]), *shape[1:]) for shape in plan.input_shapes]
+    return tuple(torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
+
+
+def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
+    """Layers and directly used parameters whose size changes, by path."""
+    flow, keep = found.flow, resizer.keep
+    result: dict[str, nn.Module | Tensor] = {}
+    for path, layer in flow.layers.items():
+        vectors = [layer.out, *(v for axes in layer.tensors.values() for v in axes if v is not None)]
+        if any(keep.extent(v) != v.shape[-1] for v in vectors):
+            result[path] = resizer.module(path, flow.modules[path], layer)
+    result.update(counted_constants(flow.gm, keep))
+    for path, axes in flow.parameters.items():
+        if any(v is not None and keep.extent(v) != v.shape[-1] for v in axes):
+            held: Any = flow.gm
+            for name in path.split("."):
+                held = getattr(held, name)
+            result[path] = resizer.tensor(held, axes)
+    return result
+
+
+def _replace(small: nn.Module, path: str, held: nn.Module | Tensor) -> None:
+    """Put a resized layer or tensor at every path where the original stands."""
+    parent, _, name = path.rpartition(".")
+    owner = small.get_submodule(parent)
+    if isinstance(held, Tensor):
+        (owner._parameters if name in owner._parameters else owner._buffers)[name] = held  # type: ignore[index]
+        return
+    original = small.get_submodule(path)
+    aliases = [p for p, m in small.named_modules(remove_duplicate=False) if m is original]
+    for alias in aliases:
+        small.set_submodule(alias, held)
+
+
+def _rewritten_graph(gm: GraphModule, keep: Keep) -> Any:
+    """The graph with its constants counted anew, None where no constant changes."""
+    graph = copy.deepcopy(gm.graph)
+    nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
+    before = {name: (repr(node.args), repr(node.kwargs)) for name, node in nodes.items()}
+    apply_edits(nodes, keep)
+    changed = any(before[name] != (repr(node.args), repr(node.kwargs)) for name, node in nodes.items())
+    return graph if changed else None
+
+
+def _override_forward(small: nn.Module, code: Mapping[bool, Any], graphs: Mapping[bool, GraphModule]) -> None:
+    """Let the module run traced code, that of its mode, on its own layers."""
+    functions: dict[bool, Any] = {}
+    for mode, graph in code.items():
+        functions[mode] = type(GraphModule(graphs[mode], graph)).forward
+        for node in graph.nodes:
+            owner, _, name = str(node.target).rpartition(".")
+            if node.op == "get_attr" and not hasattr(small.get_submodule(owner), name):
+                setattr(small.get_submodule(owner), name, getattr(graphs[mode].get_submodule(owner), name))
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return functions.get(self.training, functions[False])(self, *args, **kwargs)
+
+    small.forward = types.MethodType(forward, small)
+
+
+def _check_runs(small: nn.Module, plan: Plan) -> None:
+    """Run the copy once, in eval mode, its modes put back."""
+    modes = {module: module.training for module in small.modules()}
+    small.eval()
+    try:
+        with torch.no_grad():
+            small(*example_inputs(small, plan))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise MBSError(
+            f"the reduced module does not run ({error}): its code counts channels where replacing layers does not "
+            "reach. Rewrite the traced graph instead: mbs_fx.rewrite(mbs_fx.trace(model, example), plan)"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
