@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mbs_fx.pictures.export import to_networkx
     from mbs_fx.pictures.plots import plot
     from mbs_fx.pictures.reporting import write_report
+    from mbs_fx.training.recipe import Recipe
+    from mbs_fx.training.retrain import retrain
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "Density",
     "MBSError",
     "Plan",
+    "Recipe",
     "Sweep",
     "analyze",
     "carry_optimizer",
@@ -42,6 +45,7 @@ __all__ = [
     "plot",
     "reduce",
     "register_rule",
+    "retrain",
     "rewrite",
     "save",
     "sweep",
@@ -50,13 +54,20 @@ __all__ = [
     "write_report",
 ]
 
-_PICTURES = {"draw": "drawing", "plot": "plots", "to_networkx": "export", "write_report": "reporting"}
+_ON_DEMAND = {
+    "draw": "pictures.drawing",
+    "plot": "pictures.plots",
+    "to_networkx": "pictures.export",
+    "write_report": "pictures.reporting",
+    "Recipe": "training.recipe",
+    "retrain": "training.retrain",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Pictures are imported when they are asked for."""
-    if name not in _PICTURES:
+    """Pictures and training are imported when they are asked for."""
+    if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"mbs_fx.pictures.{_PICTURES[name]}"), name)
+    return getattr(import_module(f"mbs_fx.{_ON_DEMAND[name]}"), name)
