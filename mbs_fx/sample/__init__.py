@@ -1,7 +1,7 @@
 """A trained ResNet-20 and 500 CIFAR-10 training images: something to reduce right after installing.
 
 - ``images.webp`` is a lossless sheet: one row a class, in the order of `CLASSES`, of 50 images of 32 x 32.
-- ``resnet20.safetensors`` holds the weights in half precision; benchmarks/train_cifar10.py made them.
+- ``resnet20.safetensors`` holds the weights in half precision; benchmarks/cifar10.py trained it.
 - Images come normalised as the network was trained to see them.
 """
 

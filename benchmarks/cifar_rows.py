@@ -1,0 +1,100 @@
+"""Which runs make up each table and figure, and by which schedule they are trained.
+
+- ``paper``: batch 128, weight decay 1e-4, learning rate 0.1 divided by 10 at 50 % and 75 % of 200 epochs (the paper
+  does not say how many).
+- ``short``: what a CPU can do in minutes: one cycle of 3 epochs, the first two on crops of 24 x 24 pixels.
+- ``tune``: the same for inherited weights, at a quarter of the learning rate.
+- ``sample``: how the shipped ResNet-20 was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import mbs_fx
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network, trained once."""
+
+    depth: int
+    method: str
+    k: float
+    init: str
+    distill: bool
+    schedule: str
+    seed: int
+
+    def __str__(self) -> str:
+        taught = "-distill" if self.distill else ""
+        return f"resnet{self.depth}-{self.method}-{self.k:g}-{self.init}{taught}-{self.schedule}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recipe, and how many of its first epochs see small crops."""
+
+    recipe: mbs_fx.Recipe
+    small: int = 0
+
+
+CYCLE = mbs_fx.Recipe(epochs=3, lr=0.2, nesterov=True, weight_decay=5e-4, schedule="one-cycle")
+SCHEDULES = {
+    "paper": Schedule(mbs_fx.Recipe(epochs=200)),
+    "short": Schedule(CYCLE, small=2),
+    "tune": Schedule(replace(CYCLE, lr=0.05), small=2),
+    "sample": Schedule(replace(CYCLE, epochs=20), small=10),
+}
+
+
+def table1(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+    """Originals and MBS at z = L, from fresh weights and from inherited ones with the original as teacher."""
+    kinds = (("original", "fresh", False), ("mbs", "fresh", False), ("mbs", "inherited", True))
+    return [
+        Row(depth, method, 1.0, init, distill, schedule, seed)
+        for depth in depths
+        for seed in seeds
+        for method, init, distill in kinds
+    ]
+
+
+def fig4(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+    """MBS at z = k L for k from 1.4 to 0.6."""
+    return [
+        Row(depth, "mbs", k, "fresh", False, schedule, seed)
+        for depth in depths
+        for seed in seeds
+        for k in (1.4, 1.2, 1.0, 0.8, 0.6)
+    ]
+
+
+def fig5(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+    """MBS against one factor for every layer at equal parameters, from fresh weights, at three sizes."""
+    return [
+        Row(depth, method, k, "fresh", False, schedule, seed)
+        for depth in depths
+        for seed in seeds
+        for k in (1.0, 0.6, 1.4)
+        for method in ("mbs", "uniform")
+    ]
+
+
+def inherited(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+    """Three methods at MBS's size for z = L, weights inherited, with the original as teacher; MBS without it, too."""
+    kinds = (("mbs", True), ("uniform", True), ("torch-pruning", True), ("mbs", False))
+    return [
+        Row(depth, method, 1.0, "inherited", distill, schedule, seed)
+        for depth in depths
+        for seed in seeds
+        for method, distill in kinds
+    ]
+
+
+TABLES: dict[str, Callable[[list[int], list[int], str], list[Row]]] = {
+    "table1": table1,
+    "fig4": fig4,
+    "fig5": fig5,
+    "inherited": inherited,
+}
