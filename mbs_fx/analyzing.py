@@ -22,7 +22,8 @@ from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
 from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
-from mbs_fx.channels.flow import Flow, run
+from mbs_fx.channels.flow import Flow
+from mbs_fx.channels.labelling import run
 from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
 from mbs_fx.channels.opaque import forced, opaque_paths
 from mbs_fx.channels.pairing import pair

@@ -1,12 +1,9 @@
-"""The label pass: run a graph once on labels in place of numbers.
+"""What a rule of the label pass may ask and record.
 
 Semantics
-- Layers that mix channels (convolutions, linear layers) read the labels on their input axis and make new ones;
-  everything that moves data moves labels as it moves data; elementwise operations tie their operands.
 - Parameters and buffers hold labels like any tensor, so they are sliced by the same labels.
-- An operation without a rule *freezes* the labels that enter it, and what leaves it cannot be removed.
+- To *freeze* a node is to keep every label that enters it; what leaves it is `FROZEN`.
 - Constants in the graph that count channels are remembered as `Edit`s and rewritten by counting what is kept.
-- Rules live in tables (`mbs_fx.channels.rules`) keyed by module class or by operation name; see docs/rules.md.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.labels import Factor, Labels, along, shrinking_axis, varying
+from mbs_fx.channels.labels import FROZEN, Factor, Labels, along, shrinking_axis
 from mbs_fx.channels.ties import Ties
 from mbs_fx.nodes.shapes import TensorShape
 
@@ -40,6 +37,14 @@ class Positions:
 
     index: Factor
     source: Factor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unless:
+    """A constant that an argument becomes where a single channel is left of one of the factors."""
+
+    factors: Labels
+    constant: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +85,9 @@ class ConvFlow:
 
 Rule = Callable[["Flow", Node], Any]
 
+_FIRST = ("input", "tensors", "x", "self", "tensor")
+"""Names of the first argument in torch."""
+
 
 @dataclass
 class Flow:
@@ -115,6 +123,17 @@ class Flow:
         """An argument by position or by name, as it stands in the graph."""
         return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
+    def source(self, node: Node) -> Any:
+        """What an operation works on: its first argument, given by position or by name."""
+        if node.args:
+            return node.args[0]
+        named = (node.kwargs[name] for name in _FIRST if name in node.kwargs)
+        return next(named, next(iter(node.all_input_nodes), None))
+
+    def place(self, node: Node, index: int, name: str) -> tuple[str | int, ...]:
+        """Where an argument stands, for `edit`."""
+        return ("args", index) if len(node.args) > index else ("kwargs", name)
+
     def value(self, arg: Any) -> Any:
         """An argument with nodes replaced by what they evaluate to: `TensorShape` or a Python value."""
         if isinstance(arg, Node):
@@ -133,9 +152,17 @@ class Flow:
         return value if isinstance(value, int) else None
 
     def of(self, arg: Any) -> Labels:
-        """Labels of a tensor argument; nothing for what is not a tensor."""
+        """Labels of a tensor argument; `FROZEN` for what is not a tensor."""
         found = self.labels.get(arg.name) if isinstance(arg, Node) else None
-        return found if isinstance(found, tuple) and all(isinstance(f, np.ndarray) for f in found) else ()
+        return found if isinstance(found, tuple) else FROZEN
+
+    def each(self, arg: Any) -> list[tuple[Labels, tuple[int, ...]]]:
+        """Labels and shape of every tensor in a list, written out or made by one node."""
+        if not isinstance(arg, Node):
+            return [(self.of(item), self.shape(item)) for item in arg]
+        parts: Any = self.value(arg)
+        held = self.labels[arg.name] or [FROZEN] * len(parts)
+        return [(labels, part.shape) for labels, part in zip(held, parts, strict=True)]
 
     def shape(self, arg: Any) -> tuple[int, ...]:
         """Shape of a tensor argument; () for numbers."""
@@ -151,14 +178,22 @@ class Flow:
 
     # What a rule records.
 
-    def freeze(self, node: Node, why: str) -> tuple[()]:
-        """Freeze every label that enters a node; its outputs carry none."""
-        entering = [f for each in node.all_input_nodes for f in _factors(self.labels.get(each.name)) if f.any()]
+    def records(self) -> int:
+        """How much has been recorded so far."""
+        return self.ties.records() + len(self.notes) + len(self.mixers)
+
+    def entering(self, node: Node) -> list[Factor]:
+        """Every factor that enters a node."""
+        return [f for each in node.all_input_nodes for f in factors_in(self.labels.get(each.name))]
+
+    def freeze(self, node: Node, why: str) -> Labels:
+        """Freeze every label that enters a node; its outputs are `FROZEN`."""
+        entering = [f for f in self.entering(node) if f.any()]
         if entering:
             self.refused.append(f"{self.where(node)}: {why}")
         for factor in entering:
             self.ties.freeze(factor, f"{self.where(node)}: {why}")
-        return ()
+        return FROZEN
 
     def note(self, node: Node, text: str) -> None:
         """Remember that a node computes statistics over channels, so that removal changes what it sees."""
@@ -206,97 +241,15 @@ def count_of(factor: Factor | None, axis: int, constant: Any) -> Any:
     return Count(factor)
 
 
-def _factors(labels: Any) -> list[Factor]:
+def factors_in(labels: Any) -> list[Factor]:
+    """Every factor in the labels of one tensor or of several."""
     if isinstance(labels, np.ndarray):
         return [labels]
     if isinstance(labels, list | tuple):
-        return [f for each in labels for f in _factors(each)]
+        return [f for each in labels for f in factors_in(each)]
     if isinstance(labels, dict):
-        return [f for each in labels.values() for f in _factors(each)]
+        return [f for each in labels.values() for f in factors_in(each)]
     return []
-
-
-def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
-    """Propagate labels through a graph whose shapes are known."""
-    from mbs_fx.channels.counted import counts_channels, fix_counts
-    from mbs_fx.channels.rules import rule_for
-
-    flow = Flow(weakref.ref(gm), shapes)
-    for node in gm.graph.nodes:
-        if node.op == "placeholder":
-            flow.labels[node.name] = ()
-        elif node.op == "get_attr":
-            held = attribute(gm, node.target)
-            flow.labels[node.name] = flow.parameter(node.target, held) if isinstance(held, torch.Tensor) else ()
-        elif node.op == "output":
-            for each in node.all_input_nodes:
-                for factor in _factors(flow.labels[each.name]):
-                    flow.ties.freeze(factor, "network output")
-        elif not _has_tensor(shapes[node.name]):
-            if shapes[node.name] is None and node.target is not torch._assert:
-                flow.freeze(node, "writes into a tensor, or returns nothing")
-            flow.labels[node.name] = ()
-            flow.counting[node.name] = counts_channels(flow, node)
-        else:
-            rule = rule_for(flow, node)
-            entering = any(_factors(flow.labels[n.name]) for n in node.all_input_nodes)
-            if rule is not None:
-                flow.labels[node.name] = rule(flow, node)
-            else:
-                flow.labels[node.name] = flow.freeze(node, "no rule for this operation") if entering else ()
-            fix_counts(flow, node)
-    _join_parameters(flow)
-    _join_shared(flow)
-    _keep_boxes(flow)
-    return flow
-
-
-def _join_parameters(flow: Flow) -> None:
-    """A layer's tensor that the graph also reads by itself has one set of labels, the layer's."""
-    for target, axes in flow.parameters.items():
-        path, _, name = target.rpartition(".")
-        layer = flow.layers.get(path)
-        if layer is None or name not in layer.tensors:
-            continue
-        reason = f"{target} is also read where it cannot be reduced"
-        for mine, held in zip(axes, layer.tensors[name], strict=True):
-            if mine is not None and held is None:
-                flow.ties.freeze(mine, reason)
-            elif mine is not None and held is not None:
-                flow.ties.tie(np.broadcast_to(mine, held.shape), held, reason)
-        flow.parameters[target] = layer.tensors[name]
-
-
-def _join_shared(flow: Flow) -> None:
-    """A tensor that several layers hold is cut once: it has one set of labels."""
-    first: dict[int, tuple[str, tuple[Factor | None, ...]]] = {}
-    for path, layer in flow.layers.items():
-        module = flow.modules[path]
-        for name, axes in layer.tensors.items():
-            held = module._parameters.get(name, module._buffers.get(name))
-            known, others = first.setdefault(id(held), (path, axes))
-            if known == path:
-                continue
-            reason = f"{path}.{name} is a tensor of {known}, too"
-            for mine, other in zip(axes, others, strict=True):
-                if mine is not None and other is not None and mine.shape == other.shape:
-                    flow.ties.tie(mine, other, reason)
-                    continue
-                for each in (mine, other):
-                    if each is not None:
-                        flow.ties.freeze(each, reason)
-
-
-def _keep_boxes(flow: Flow) -> None:
-    """Factors along several axes stay boxes: what is left along the shrinking axis is balanced over the others."""
-    seen: set[int] = set()
-    for labels in flow.labels.values():
-        for factor in _factors(labels):
-            if len(varying(factor)) > 1 and id(factor) not in seen:
-                seen.add(id(factor))
-                axis = shrinking_axis(factor)
-                parts = factor.size // factor.shape[axis]
-                flow.ties.balance(np.moveaxis(factor, axis, -1).reshape(-1), parts)
 
 
 def constant_path(node: Node) -> str:
@@ -310,11 +263,3 @@ def attribute(gm: nn.Module, target: str) -> Any:
     for name in target.split("."):
         held = getattr(held, name)
     return held
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, TensorShape):
-        return True
-    if isinstance(value, list | tuple):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, dict) and any(_has_tensor(v) for v in value.values())

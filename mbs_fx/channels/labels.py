@@ -16,6 +16,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from mbs_fx.channels.ties import Ties
 
 Factor = NDArray[np.int64]
 Labels = tuple[Factor, ...]
+
+FROZEN: Final[Labels] = ()
+"""Labels of a tensor of which no axis may change its size."""
 
 
 def varying(factor: Factor) -> tuple[int, ...]:

@@ -54,6 +54,10 @@ class Ties:
         if labels.size:
             self._frozen.append((labels, reason))
 
+    def records(self) -> int:
+        """How much has been recorded so far."""
+        return len(self._ties) + len(self.balances) + len(self._frozen)
+
     def resolve(self) -> tuple[Array, Array, Array]:
         """(class of each label under ties, the same under ties and balances, lcm of the parts balanced there)."""
         hard = components(self.count, self._ties)

@@ -31,7 +31,7 @@ def _linear(call: Call) -> Track:
 
 
 def _matmul(call: Call) -> Track | None:
-    one, other = call.operand(call.node.args[0]), call.operand(call.raw(1, "other", "mat2", "tensor2"))
+    one, other = call.input, call.operand(call.raw(1, "other", "mat2", "tensor2"))
     if min(len(one.dims), len(other.dims)) < 2 or len(call.shape) < 2:
         return None
     lefts = replace(one, dims=(*one.dims[:-1], channels(call.shape[-1])))

@@ -40,7 +40,7 @@ def fuse(gm: fx.GraphModule) -> fx.GraphModule:
         if count.op != "call_function" or count.target is not tally:
             continue
         activation = count.args[0]
-        change = _change(gm, activation)
+        change = _change(gm, activation) if activation.args else None
         if change is not None and _owns_its_input(gm, activation):
             _join(gm.graph, activation, count, change)
     gm.recompile()

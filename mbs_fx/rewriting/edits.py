@@ -46,6 +46,8 @@ def apply_edits(nodes: dict[str, Node], keep: Keep) -> None:
         if kind == "value":
             continue
         value = keep.evaluate(edit.template)
+        if value is None:
+            continue
         held = _get(node.args if kind == "args" else node.kwargs, rest)
         if numbers.computed(held) and numbers.of(held) == value:
             continue
@@ -115,7 +117,7 @@ class _Numbers:
 def _get(held: Any, where: list[Any]) -> Any:
     """What stands at a place of nested arguments."""
     for key in where:
-        held = getattr(held, key) if isinstance(held, slice) else held[key]
+        held = held.get(key) if isinstance(held, dict) else getattr(held, key) if isinstance(held, slice) else held[key]
     return held
 
 
@@ -127,7 +129,7 @@ def _put(held: Any, where: list[Any], value: Any) -> Any:
         parts = {"start": held.start, "stop": held.stop, "step": held.step}
         return slice(*_put(parts, where, value).values())
     if isinstance(held, dict):
-        return {**held, where[0]: _put(held[where[0]], where[1:], value)}
+        return {**held, where[0]: _put(held.get(where[0]), where[1:], value)}
     items = list(held)
     items[where[0]] = _put(items[where[0]], where[1:], value)
     return tuple(items) if isinstance(held, tuple) else items

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from mbs_fx.analyzing import Facts
-from mbs_fx.channels.flow import Count, Positions
+from mbs_fx.channels.flow import Count, Positions, Unless
 from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.errors import MBSError
 
@@ -73,9 +73,11 @@ class Keep:
         return self.found[id(axis)][1]
 
     def evaluate(self, template: Any) -> Any:
-        """A constant with every `Count` in it replaced by its number."""
+        """A constant with every `Count` in it replaced by its number; None for one that stays as it is."""
         if isinstance(template, Count):
             return self.size(template.factor) + template.offset
+        if isinstance(template, Unless):
+            return template.constant if any(self.size(f) == 1 for f in template.factors) else None
         if isinstance(template, Positions):
             return self._positions(template)
         if isinstance(template, list | tuple):

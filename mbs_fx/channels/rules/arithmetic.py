@@ -35,7 +35,7 @@ def addition_rule(flow: Flow, node: Node) -> Labels:
 
 def per_channel_rule(flow: Flow, node: Node) -> Any:
     """Pooling, interpolation: labels on the first two axes pass, labels on spatial axes are frozen."""
-    source = flow.arg(node, 0, "input") or node.all_input_nodes[0]
+    source = flow.source(node)
     labels = flow.of(source)
     rank = len(flow.shape(source))
     output = flow.shapes[node.name]
@@ -48,9 +48,21 @@ def per_channel_rule(flow: Flow, node: Node) -> Any:
     return labels
 
 
+def grid_sample_rule(flow: Flow, node: Node) -> Any:
+    """``grid_sample(x, grid)``: the grid holds coordinates, of which none can go."""
+    for factor in flow.of(flow.arg(node, 1, "grid")):
+        flow.ties.freeze(factor, f"{flow.where(node)}: reads coordinates")
+    return per_channel_rule(flow, node)
+
+
+def first_rule(flow: Flow, node: Node) -> Labels:
+    """``type_as(x, other)``: nothing of the second but its type is read."""
+    return flow.of(flow.source(node))
+
+
 def prelu_rule(flow: Flow, node: Node) -> Labels:
     """``prelu(x, weight)``: the weight lies along axis 1."""
-    source, weight = node.args[0], flow.arg(node, 1, "weight")
+    source, weight = flow.source(node), flow.arg(node, 1, "weight")
     return tie_axis_parameters(flow, node, source, [weight], 1)
 
 
@@ -75,7 +87,7 @@ _ELEMENTWISE = """
     clip clamp_min clamp_max round floor ceil trunc sign where maximum minimum fmod remainder lerp addcmul
     addcdiv masked_fill dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
     feature_alpha_dropout stochastic_depth drop_path contiguous clone detach float half double bfloat16 to
-    type_as type requires_grad nan_to_num zeros_like ones_like full_like rand_like randn_like empty_like
+    type requires_grad nan_to_num zeros_like ones_like full_like rand_like randn_like empty_like
     bernoulli copy fill zero eq ne lt le gt ge logical_and logical_or logical_not isnan isfinite rsub
     pos positive bool int long cuda cpu and or invert atan nanmean_like
 """
@@ -83,7 +95,6 @@ _PER_CHANNEL = """
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     _max_pool1d _max_pool2d _max_pool3d boolean_dispatch interpolate upsample upsample_nearest upsample_bilinear
-    instance_norm grid_sample
 """
 
 FUNCTIONS: dict[str, Rule] = {
@@ -91,4 +102,6 @@ FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(_PER_CHANNEL.split(), per_channel_rule),
     "add": addition_rule,
     "prelu": prelu_rule,
+    "grid_sample": grid_sample_rule,
+    "type_as": first_rule,
 }

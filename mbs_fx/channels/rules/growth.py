@@ -14,16 +14,16 @@ from torch.fx import Node
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.counted import shaped_like, whole_shape
 from mbs_fx.channels.flow import Count, Flow, Rule, count_of
-from mbs_fx.channels.labels import Labels, along, factor_on
+from mbs_fx.channels.labels import FROZEN, Labels, along, factor_on
+from mbs_fx.channels.rules.arithmetic import elementwise_rule
 from mbs_fx.channels.rules.moves import sizes_of
 
 
 def pad_rule(flow: Flow, node: Node) -> Any:
     """``pad(x, amounts)``: zeros on a channel axis are channels of their own until something binds them."""
-    source = node.args[0]
+    source = flow.source(node)
     labels, shape = flow.of(source), flow.shape(source)
-    amounts = list(flow.arg(node, 1, "pad"))
-    where = ("args", 1) if len(node.args) > 1 else ("kwargs", "pad")
+    amounts, where = list(flow.arg(node, 1, "pad")), flow.place(node, 1, "pad")
     for pair in range(len(amounts) // 2):
         axis = len(shape) - 1 - pair
         sides = [flow.value(a) for a in amounts[2 * pair : 2 * pair + 2]]
@@ -45,7 +45,7 @@ def pad_rule(flow: Flow, node: Node) -> Any:
 
 def expand_rule(flow: Flow, node: Node) -> Labels:
     """``expand``: an axis that grows from 1 gets labels of its own, so that it can follow its partner."""
-    labels, before, after = flow.of(node.args[0]), flow.shape(node.args[0]), flow.shape(node)
+    labels, before, after = flow.of(flow.source(node)), flow.shape(flow.source(node)), flow.shape(node)
     rank = len(after)
     labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
     sizes, where, first = sizes_of(node, 1)
@@ -65,24 +65,15 @@ def expand_rule(flow: Flow, node: Node) -> Labels:
     return labels
 
 
-def expand_as_rule(flow: Flow, node: Node) -> Labels:
-    """``expand_as(y)``: axes that grow follow those of ``y``."""
-    labels, before = flow.of(node.args[0]), flow.shape(node.args[0])
-    other, rank = flow.of(node.args[1]), len(flow.shape(node))
-    aligned = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
-    full = [1] * (rank - len(before)) + list(before)
-    grown = tuple(f for f in other if all(full[a] == 1 for a in move.varying(f)))
-    return (*aligned, *grown)
-
-
 def repeat_rule(flow: Flow, node: Node) -> Any:
     """``x.repeat(times)``: whole axes are repeated; an axis of size 1 becomes an axis of its own."""
-    labels, before, after = flow.of(node.args[0]), flow.shape(node.args[0]), flow.shape(node)
+    labels, before, after = flow.of(flow.source(node)), flow.shape(flow.source(node)), flow.shape(node)
     rank = len(after)
     labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
     full = [1] * (rank - len(before)) + list(before)
     times, where, first = sizes_of(node, 1)
-    for axis, count in enumerate(times):
+    first -= rank - len(times)
+    for axis, count in enumerate(times, rank - len(times)):
         value = int(flow.value(count))
         if full[axis] > 1 and value > 1:
             labels = move.tile(labels, axis, value)
@@ -95,7 +86,7 @@ def repeat_rule(flow: Flow, node: Node) -> Any:
 
 def repeat_interleave_rule(flow: Flow, node: Node) -> Any:
     """``x.repeat_interleave(times, dim)``: every position several times in a row."""
-    labels = flow.of(node.args[0])
+    labels = flow.of(flow.source(node))
     times, dim = flow.value(flow.arg(node, 1, "repeats")), flow.value(flow.arg(node, 2, "dim"))
     if not isinstance(times, int) or dim is None:
         return flow.freeze(node, "repeats by a tensor or over the flattened input")
@@ -108,7 +99,7 @@ def factory_rule(flow: Flow, node: Node) -> Labels:
     shape = flow.shape(node)
     start = 1 if node.op == "call_method" else 0
     if prod(shape) < 2 or not node.args[start:]:
-        return ()
+        return FROZEN
     sizes, where, first = sizes_of(node, start)
     held = whole_shape(flow, sizes)
     if held is not None:
@@ -131,6 +122,6 @@ FUNCTIONS: dict[str, Rule] = {
         factory_rule,
     ),
     "pad": pad_rule,
-    "expand_as": expand_as_rule,
+    "expand_as": elementwise_rule,
     "repeat_interleave": repeat_interleave_rule,
 }

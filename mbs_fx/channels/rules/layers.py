@@ -35,7 +35,7 @@ def conv_module(flow: Flow, node: Node) -> Any:
     """Any convolution module: regular, grouped, depthwise, transposed; subclasses included."""
     path = str(node.target)
     module: Any = flow.modules[path]
-    source = node.all_input_nodes[0]
+    source = flow.source(node)
     passed = mixing.neighbours(flow, node, source)
     if passed is not None:
         return passed
@@ -108,7 +108,7 @@ def linear_module(flow: Flow, node: Node) -> Any:
     if _foreign(module):
         return flow.freeze(node, "its weight is computed from parameters elsewhere")
     rank = len(flow.shape(node))
-    labels = flow.of(node.all_input_nodes[0])
+    labels = flow.of(flow.source(node))
     inp = vector(labels, rank - 1, module.in_features, flow.ties)
     known = flow.layers.get(path)
     out = known.out if known else flow.ties.new(module.out_features)
@@ -121,15 +121,13 @@ def linear_module(flow: Flow, node: Node) -> Any:
 
 
 def _channel_layer(flow: Flow, node: Node, axis: int, attributes: Callable[[Factor], dict[str, Any]]) -> Any:
-    """A layer with one number (or none) per channel along one axis."""
+    """A layer with one number (or none) per channel along one axis; it is recorded for channels that stay, too."""
     path = str(node.target)
     module = flow.modules[path]
-    source = node.all_input_nodes[0]
+    source = flow.source(node)
     labels, size = flow.of(source), flow.shape(source)[axis]
     if any(True for child in module.children() for _ in child.parameters()):
         return flow.freeze(node, "holds parameters in children")
-    if factor_on(labels, axis) is None:
-        return labels
     held = vector(labels, axis, size, flow.ties)
     tensors: dict[str, tuple[Factor | None, ...]] = {
         name: (held,) if shape == (size,) else (None,) * len(shape) for name, shape in _own_tensors(module).items()
@@ -146,7 +144,8 @@ def norm_module(flow: Flow, node: Node) -> Any:
 def group_norm_module(flow: Flow, node: Node) -> Any:
     """Group normalisation: groups keep equally many channels."""
     module: Any = flow.modules[str(node.target)]
-    labels = _channel_layer(flow, node, 1, lambda held: {"num_channels": Count(held)})
+    counts = ("num_channels", "num_groups") if module.num_groups == module.num_channels else ("num_channels",)
+    labels = _channel_layer(flow, node, 1, lambda held: dict.fromkeys(counts, Count(held)))
     return statistics.group_statistics(flow, node, labels, module.num_groups)
 
 
@@ -156,7 +155,7 @@ def layer_norm_module(flow: Flow, node: Node) -> Any:
     shape = list(flow.shape(node))
     if len(module.normalized_shape) != 1:
         return flow.freeze(node, "normalises over several axes")
-    labels = flow.of(node.all_input_nodes[0])
+    labels = flow.of(flow.source(node))
     plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 4
     first = not plain and shape[1] == module.normalized_shape[0] and factor_on(labels, 1) is not None
     axis = 1 if first else len(shape) - 1
@@ -170,7 +169,7 @@ def prelu_module(flow: Flow, node: Node) -> Any:
     """PReLU with one slope, or one per channel."""
     module: Any = flow.modules[str(node.target)]
     if module.num_parameters == 1:
-        return flow.of(node.all_input_nodes[0])
+        return flow.of(flow.source(node))
     return _channel_layer(flow, node, 1, lambda held: {"num_parameters": Count(held)})
 
 
@@ -178,7 +177,7 @@ def unflatten_module(flow: Flow, node: Node) -> Any:
     """``nn.Unflatten``: sizes that count channels are attributes of the module."""
     module: Any = flow.modules[str(node.target)]
     labels = moves.reshape_rule(flow, node)
-    start = int(module.dim) % len(flow.shape(node.all_input_nodes[0]))
+    start = int(module.dim) % len(flow.shape(flow.source(node)))
     sizes = tuple(count_of(factor_on(labels, start + i), start + i, s) for i, s in enumerate(module.unflattened_size))
     flow.layer(str(node.target), np.zeros(1, np.int64), {"unflattened_size": sizes}, {})
     return labels
@@ -187,32 +186,32 @@ def unflatten_module(flow: Flow, node: Node) -> Any:
 def softmax_module(flow: Flow, node: Node) -> Any:
     """``nn.Softmax``: works across its axis."""
     module: Any = flow.modules[str(node.target)]
-    axis = (1 if module.dim is None else int(module.dim)) % len(flow.shape(node))
-    return statistics.over_axis(flow, node, flow.of(node.all_input_nodes[0]), axis)
+    axis = statistics.softmax_axis(flow, node, module.dim)
+    return statistics.over_axis(flow, node, flow.of(flow.source(node)), axis)
 
 
 def glu_module(flow: Flow, node: Node) -> Labels:
     """``nn.GLU``: the first half gated by the second."""
     module: Any = flow.modules[str(node.target)]
-    return mixing.glu_labels(flow, flow.of(node.all_input_nodes[0]), int(module.dim) % len(flow.shape(node)))
+    return mixing.glu_labels(flow, flow.of(flow.source(node)), int(module.dim) % len(flow.shape(node)))
 
 
 def shuffle_module(flow: Flow, node: Node) -> Labels:
     """``nn.ChannelShuffle``."""
     module: Any = flow.modules[str(node.target)]
-    return moves.shuffle_labels(flow, flow.of(node.all_input_nodes[0]), module.groups)
+    return moves.shuffle_labels(flow, flow.of(flow.source(node)), module.groups)
 
 
 def pixel_shuffle_module(flow: Flow, node: Node) -> Labels:
     """``nn.PixelShuffle``."""
     module: Any = flow.modules[str(node.target)]
-    return moves.pixel_shuffle_labels(flow, flow.of(node.all_input_nodes[0]), module.upscale_factor)
+    return moves.pixel_shuffle_labels(flow, node, module.upscale_factor)
 
 
 def pixel_unshuffle_module(flow: Flow, node: Node) -> Labels:
     """``nn.PixelUnshuffle``."""
     module: Any = flow.modules[str(node.target)]
-    return moves.pixel_unshuffle_labels(flow.of(node.all_input_nodes[0]), module.downscale_factor)
+    return moves.pixel_unshuffle_labels(flow, node, module.downscale_factor)
 
 
 def local_norm_module(flow: Flow, node: Node) -> Labels:

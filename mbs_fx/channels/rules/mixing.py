@@ -41,22 +41,22 @@ def neighbours(flow: Flow, node: Node, source: Any) -> Labels | None:
 
 def conv_rule(flow: Flow, node: Node) -> Any:
     """``conv(x, weight, bias, stride, padding, dilation, groups)``."""
-    source, weight = node.args[0], flow.arg(node, 1, "weight")
+    source, weight = flow.source(node), flow.arg(node, 1, "weight")
     passed = neighbours(flow, node, source)
     if passed is not None:
         return passed
     groups = int(flow.value(flow.arg(node, 6, "groups", 1)))
-    return _convolve(flow, node, source, weight, groups, 6, transposed=False)
+    return _convolve(flow, node, source, weight, groups, transposed=False)
 
 
 def conv_transpose_rule(flow: Flow, node: Node) -> Any:
     """``conv_transpose(x, weight, bias, stride, padding, output_padding, groups, dilation)``."""
-    source, weight = node.args[0], flow.arg(node, 1, "weight")
+    source, weight = flow.source(node), flow.arg(node, 1, "weight")
     groups = int(flow.value(flow.arg(node, 6, "groups", 1)))
-    return _convolve(flow, node, source, weight, groups, 6, transposed=True)
+    return _convolve(flow, node, source, weight, groups, transposed=True)
 
 
-def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, position: int, transposed: bool) -> Labels:
+def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, transposed: bool) -> Labels:
     rank, in_width, out_width = len(flow.shape(node)), flow.shape(source)[1], flow.shape(node)[1]
     labels = flow.of(weight)
     inp = vector(flow.of(source), 1, in_width, flow.ties)
@@ -71,7 +71,7 @@ def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, pos
         flow.ties.tie(rows if not transposed else np.tile(rows, groups), out, reason)
         if transposed:
             flow.ties.tie(columns, inp, reason)
-        _edit_groups(flow, node, inp, position)
+        flow.edit(node, flow.place(node, 6, "groups"), Count(inp))
     else:
         out = np.tile(rows, groups) if transposed and groups > 1 else rows
         inner = columns if transposed else np.tile(columns, groups)
@@ -85,16 +85,9 @@ def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, pos
     return along(out, 1, rank)
 
 
-def _edit_groups(flow: Flow, node: Node, inp: Factor, position: int) -> None:
-    given = flow.arg(node, position, "groups")
-    if isinstance(given, int):
-        where = ("args", position) if len(node.args) > position else ("kwargs", "groups")
-        flow.edit(node, where, Count(inp))
-
-
 def linear_rule(flow: Flow, node: Node) -> Labels:
     """``linear(x, weight, bias)``."""
-    source, weight, bias = node.args[0], flow.arg(node, 1, "weight"), flow.arg(node, 2, "bias")
+    source, weight, bias = flow.source(node), flow.arg(node, 1, "weight"), flow.arg(node, 2, "bias")
     shape = flow.shape(node)
     inp = vector(flow.of(source), len(shape) - 1, flow.shape(source)[-1], flow.ties)
     reason = f"{flow.where(node)}: its weight cannot be reduced"
@@ -118,7 +111,7 @@ def _contract(flow: Flow, node: Node, held: Sequence[Factor | None]) -> None:
 
 def matmul_rule(flow: Flow, node: Node) -> Any:
     """``a @ b``: the contracted axis is tied, rows and columns and batch axes pass."""
-    a, b = node.args[0], flow.arg(node, 1, "other", node.kwargs.get("mat2"))
+    a, b = flow.source(node), flow.arg(node, 1, "other", node.kwargs.get("mat2"))
     shapes = flow.shape(a), flow.shape(b)
     if min(map(len, shapes)) < 2:
         return flow.freeze(node, "product with a vector")
@@ -134,7 +127,7 @@ def matmul_rule(flow: Flow, node: Node) -> Any:
 
 def einsum_rule(flow: Flow, node: Node) -> Any:
     """``einsum(equation, ...)``: letters that vanish are contracted, the others pass."""
-    equation = flow.value(node.args[0])
+    equation = flow.value(flow.source(node))
     given = node.args[1:]
     tensors = list(given[0]) if len(given) == 1 and isinstance(given[0], list | tuple) else list(given)
     if not isinstance(equation, str) or "." in equation or "->" not in equation:
@@ -177,7 +170,7 @@ def glu_rule(flow: Flow, node: Node) -> Labels:
     """``glu(x, dim)``: the first half gated by the second."""
     rank = len(flow.shape(node))
     axis = int(flow.value(flow.arg(node, 1, "dim", -1))) % rank
-    return glu_labels(flow, flow.of(node.args[0]), axis)
+    return glu_labels(flow, flow.of(flow.source(node)), axis)
 
 
 def glu_labels(flow: Flow, labels: Labels, axis: int) -> Labels:

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.counted import follow_shape, whole_shape
-from mbs_fx.channels.flow import Count, Flow, Rule, count_of
+from mbs_fx.channels.flow import Count, Flow, Rule, Unless, count_of
 from mbs_fx.channels.labels import Labels, along, factor_on
 
 
@@ -29,7 +29,7 @@ def sizes_of(node: Node, start: int) -> tuple[list[Any], tuple[str | int, ...], 
 
 def reshape_rule(flow: Flow, node: Node) -> Labels:
     """view, reshape, flatten, unflatten: constants for axes that shrink are counted anew."""
-    source = node.args[0]
+    source = flow.source(node)
     after = flow.shape(node)
     return move.reshape(flow.of(source), flow.shape(source), after, flow.ties, _merged(flow, node))
 
@@ -67,16 +67,36 @@ def _with_open_sizes(flow: Flow, node: Node, labels: Labels, sizes: list[Any]) -
 def unflatten_rule(flow: Flow, node: Node) -> Labels:
     """``unflatten(x, dim, sizes)``."""
     labels = reshape_rule(flow, node)
-    rank = len(flow.shape(node.args[0]))
+    rank = len(flow.shape(flow.source(node)))
     start = int(flow.value(flow.arg(node, 1, "dim"))) % rank
     sizes = flow.arg(node, 2, "sizes", flow.arg(node, 2, "unflattened_size"))
     name = "sizes" if "sizes" in node.kwargs else "unflattened_size"
-    where = ("args", 2) if len(node.args) > 2 else ("kwargs", name)
+    where = flow.place(node, 2, name)
     for offset, size in enumerate(sizes):
         template = count_of(factor_on(labels, start + offset), start + offset, flow.channel_count(size))
         if isinstance(template, Count):
             flow.edit(node, (*where, offset), template)
     return labels
+
+
+def as_rule(flow: Flow, node: Node) -> Labels:
+    """``x.view_as(y)``: every axis has the size of that of ``y``."""
+    labels, shape = reshape_rule(flow, node), flow.shape(node)
+    other = flow.of(flow.arg(node, 1, "other"))
+    reason = f"{flow.where(node)}: takes the shape of a tensor that stays"
+    return move.elementwise([(labels, shape), (other, shape)], shape, flow.ties, reason)
+
+
+def squeeze_rule(flow: Flow, node: Node) -> Labels:
+    """``squeeze``: where a single channel is left its axis is no other's, so the axes to squeeze are named then."""
+    source = flow.source(node)
+    labels, rank = flow.of(source), len(flow.shape(source))
+    dim = flow.value(flow.arg(node, 1, "dim"))
+    named = range(rank) if dim is None else [int(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))]
+    rest = tuple(axis for axis in named if factor_on(labels, axis) is None)
+    if len(rest) < len(named):
+        flow.edit(node, flow.place(node, 1, "dim"), Unless(labels, rest))
+    return reshape_rule(flow, node)
 
 
 def _merged(flow: Flow, node: Node) -> str:
@@ -87,7 +107,7 @@ def permute_rule(flow: Flow, node: Node) -> Labels:
     """``permute`` with axes as one sequence or separately."""
     order, _, _ = sizes_of(node, 1)
     rank = len(order)
-    return move.permute(flow.of(node.args[0]), [int(flow.value(a)) % rank for a in order])
+    return move.permute(flow.of(flow.source(node)), [int(flow.value(a)) % rank for a in order])
 
 
 def transpose_rule(flow: Flow, node: Node) -> Labels:
@@ -98,12 +118,12 @@ def transpose_rule(flow: Flow, node: Node) -> Labels:
     a = int(flow.value(flow.arg(node, 1, f"{name}0"))) % rank
     b = int(flow.value(flow.arg(node, 2, f"{name}1"))) % rank
     order[a], order[b] = order[b], order[a]
-    return move.permute(flow.of(node.args[0]), order)
+    return move.permute(flow.of(flow.source(node)), order)
 
 
 def t_rule(flow: Flow, node: Node) -> Labels:
     """A matrix transposed."""
-    return move.permute(flow.of(node.args[0]), list(reversed(range(len(flow.shape(node))))))
+    return move.permute(flow.of(flow.source(node)), list(reversed(range(len(flow.shape(node))))))
 
 
 def movedim_rule(flow: Flow, node: Node) -> Labels:
@@ -114,7 +134,7 @@ def movedim_rule(flow: Flow, node: Node) -> Labels:
     targets = [int(t) % rank for t in (target if isinstance(target, tuple) else (target,))]
     rest = iter(a for a in range(rank) if a not in sources)
     order = [sources[targets.index(a)] if a in targets else next(rest) for a in range(rank)]
-    return move.permute(flow.of(node.args[0]), order)
+    return move.permute(flow.of(flow.source(node)), order)
 
 
 def balance_axis(flow: Flow, factor: move.Factor, axis: int, parts: int) -> None:
@@ -124,12 +144,12 @@ def balance_axis(flow: Flow, factor: move.Factor, axis: int, parts: int) -> None
 
 def roll_rule(flow: Flow, node: Node) -> Any:
     """``roll``: what is kept of the channels that wrap around is the new shift."""
-    labels, shape = flow.of(node.args[0]), flow.shape(node)
+    labels, shape = flow.of(flow.source(node)), flow.shape(node)
     given, dims = flow.arg(node, 1, "shifts"), flow.value(flow.arg(node, 2, "dims"))
     several = isinstance(given, list | tuple)
     shifts = flow.value(given) if several else (flow.value(given),)
     dims = dims if isinstance(dims, tuple) else (dims,)
-    where = ("args", 1) if len(node.args) > 1 else ("kwargs", "shifts")
+    where = flow.place(node, 1, "shifts")
     if not labels:
         return labels
     for position, (shift, dim) in enumerate(zip(shifts, dims, strict=True)):
@@ -152,7 +172,7 @@ def flip_rule(flow: Flow, node: Node) -> Labels:
     """``flip``: labels in reverse."""
     dims, _, _ = sizes_of(node, 1)
     rank = len(flow.shape(node))
-    labels = flow.of(node.args[0])
+    labels = flow.of(flow.source(node))
     for dim in dims:
         axis = int(dim) % rank
         labels = tuple(np.flip(f, axis) if f.shape[axis] > 1 else f for f in labels)
@@ -171,55 +191,64 @@ def shuffle_labels(flow: Flow, labels: Labels, groups: int) -> Labels:
 
 def channel_shuffle_rule(flow: Flow, node: Node) -> Labels:
     """``F.channel_shuffle(x, groups)``."""
-    return shuffle_labels(flow, flow.of(node.args[0]), int(flow.value(flow.arg(node, 1, "groups"))))
+    return shuffle_labels(flow, flow.of(flow.source(node)), int(flow.value(flow.arg(node, 1, "groups"))))
 
 
-def pixel_shuffle_labels(flow: Flow, labels: Labels, factor: int) -> Labels:
+def pixel_shuffle_labels(flow: Flow, node: Node, factor: int) -> Labels:
     """Runs of r*r channels become one: they stay or go together."""
-    held = factor_on(labels, 1)
+    held = _channels_alone(flow, node)
     if held is None:
-        return ()
+        return flow.freeze(node, "moves pixels of an axis that carries channels")
     rows = held.reshape(-1, factor * factor)
     flow.ties.tie(np.broadcast_to(rows[:, :1], rows.shape), rows)
     return along(rows[:, 0], 1, held.ndim)
 
 
+def pixel_unshuffle_labels(flow: Flow, node: Node, factor: int) -> Labels:
+    """Every channel becomes a run of r * r."""
+    held = _channels_alone(flow, node)
+    if held is None:
+        return flow.freeze(node, "moves pixels of an axis that carries channels")
+    return (np.repeat(held, factor * factor, 1),)
+
+
+def _channels_alone(flow: Flow, node: Node) -> move.Factor | None:
+    """The labels of what enters a node, where they lie along axis 1 and nowhere else."""
+    labels = flow.of(flow.source(node))
+    return labels[0] if len(labels) == 1 and move.varying(labels[0]) == (1,) else None
+
+
 def pixel_shuffle_rule(flow: Flow, node: Node) -> Labels:
     """``F.pixel_shuffle(x, factor)``."""
-    return pixel_shuffle_labels(flow, flow.of(node.args[0]), int(flow.value(node.args[1])))
+    return pixel_shuffle_labels(flow, node, int(flow.value(flow.arg(node, 1, "upscale_factor"))))
 
 
 def pixel_unshuffle_rule(flow: Flow, node: Node) -> Labels:
     """``F.pixel_unshuffle(x, factor)``."""
-    return pixel_unshuffle_labels(flow.of(node.args[0]), int(flow.value(node.args[1])))
+    return pixel_unshuffle_labels(flow, node, int(flow.value(flow.arg(node, 1, "downscale_factor"))))
 
 
-def pixel_unshuffle_labels(labels: Labels, factor: int) -> Labels:
-    """Every channel becomes a run of r * r."""
-    return tuple(np.repeat(f, factor * factor, 1) if f.shape[1] > 1 else f for f in labels)
-
-
-def unfold_rule(flow: Flow, node: Node) -> Any:
+def unfold_rule(flow: Flow, node: Node) -> Labels:
     """``F.unfold``: (N, C, H, W) to (N, C * k * k, L); the method ``x.unfold`` makes windows along an axis."""
-    labels, before, after = flow.of(node.args[0]), flow.shape(node.args[0]), flow.shape(node)
-    held = factor_on(labels, 1)
-    if held is None:
-        return ()
+    labels, before, after = flow.of(flow.source(node)), flow.shape(flow.source(node)), flow.shape(node)
     if node.op == "call_method":
         axis = int(flow.value(flow.arg(node, 1, "dimension"))) % len(before)
         if factor_on(labels, axis) is not None:
             return flow.freeze(node, "windows over channels")
         return tuple(f[..., None] for f in labels)
-    if move.varying(held) != (1,) or after[1] % before[1]:
+    held = _channels_alone(flow, node)
+    if held is None:
         return flow.freeze(node, "unfolds channels that vary along other axes")
     return along(np.repeat(held.reshape(-1), after[1] // before[1]), 1, len(after))
 
 
 FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape"), view_rule),
-    **dict.fromkeys(("flatten", "view_as", "reshape_as", "ravel", "squeeze", "unsqueeze"), reshape_rule),
+    **dict.fromkeys(("flatten", "ravel", "unsqueeze"), reshape_rule),
+    **dict.fromkeys(("view_as", "reshape_as"), as_rule),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose_rule),
     **dict.fromkeys(("movedim", "moveaxis"), movedim_rule),
+    "squeeze": squeeze_rule,
     "unflatten": unflatten_rule,
     "permute": permute_rule,
     "t": t_rule,

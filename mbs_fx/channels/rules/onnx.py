@@ -56,7 +56,7 @@ def reshape_rule(flow: Flow, node: Node) -> Any:
 def transpose_rule(flow: Flow, node: Node) -> Labels:
     """A permutation; without one the axes are reversed."""
     order = _module(flow, node).perm or list(reversed(range(len(flow.shape(node)))))
-    return move.permute(flow.of(node.args[0]), order)
+    return move.permute(flow.of(flow.source(node)), order)
 
 
 _ELEMENTWISE = """

@@ -22,11 +22,9 @@ from mbs_fx.nodes.shapes import TensorShape
 def concatenate_rule(flow: Flow, node: Node) -> Labels:
     """``cat`` of tensors in a list."""
     tensors = flow.arg(node, 0, "tensors")
-    if isinstance(tensors, Node):
-        return flow.freeze(node, "concatenates a list made elsewhere")
     rank = len(flow.shape(node))
     axis = int(flow.value(flow.arg(node, 1, "dim", node.kwargs.get("axis", 0)))) % rank
-    operands = [(flow.of(t), flow.shape(t)) for t in tensors]
+    operands = flow.each(tensors)
     if len(operands) > 1:
         flow.concatenations[node.name] = [f for ls, _ in operands for f in ls if f.shape[axis] > 1]
     reason = f"{flow.where(node)}: meets channels that stay"
@@ -36,12 +34,10 @@ def concatenate_rule(flow: Flow, node: Node) -> Labels:
 def stack_rule(flow: Flow, node: Node) -> Labels:
     """``stack``: a new axis, and equal channels in every operand."""
     tensors = flow.arg(node, 0, "tensors")
-    if isinstance(tensors, Node):
-        return flow.freeze(node, "stacks a list made elsewhere")
     rank = len(flow.shape(node))
     axis = int(flow.value(flow.arg(node, 1, "dim", 0))) % rank
     operands = [
-        (move.insert_axis(flow.of(t), axis), (*flow.shape(t)[:axis], 1, *flow.shape(t)[axis:])) for t in tensors
+        (move.insert_axis(labels, axis), (*shape[:axis], 1, *shape[axis:])) for labels, shape in flow.each(tensors)
     ]
     return move.concatenate(operands, axis, flow.ties, f"{flow.where(node)}: meets channels that stay")
 
@@ -80,10 +76,10 @@ def _taken(flow: Flow, node: Node, labels: Labels, axis: int, start: int, stop: 
 def chunk_rule(flow: Flow, node: Node) -> Any:
     """Equal parts stay equal."""
     axis = _axis(flow, node, 2)
-    labels = _separable(flow, flow.of(node.args[0]), axis)
+    labels = _separable(flow, flow.of(flow.source(node)), axis)
     parts = _parts(flow, node, labels, axis)
     factor = factor_on(labels, axis)
-    size = flow.shape(node.args[0])[axis]
+    size = flow.shape(flow.source(node))[axis]
     if factor is not None:
         if size % len(parts):
             return flow.freeze(node, "splits channels into unequal chunks")
@@ -94,7 +90,7 @@ def chunk_rule(flow: Flow, node: Node) -> Any:
 def split_rule(flow: Flow, node: Node) -> Any:
     """``split(x, size or sizes, dim)``: sizes on an axis that shrinks are counted anew."""
     axis = _axis(flow, node, 2)
-    labels = _separable(flow, flow.of(node.args[0]), axis)
+    labels = _separable(flow, flow.of(flow.source(node)), axis)
     parts = _parts(flow, node, labels, axis)
     if factor_on(labels, axis) is None:
         return parts
@@ -105,24 +101,20 @@ def split_rule(flow: Flow, node: Node) -> Any:
     if move.shrinking_axis(factor) != axis:
         return parts
     template = [s if f is None else Count(f) for s, f in zip(sizes, full, strict=True)]
-    where = ("args", 1) if len(node.args) > 1 else ("kwargs", _split_name(node))
-    flow.edit(node, where, template)
+    name = next((k for k in ("split_size_or_sections", "split_size", "split_sizes") if k in node.kwargs), "")
+    flow.edit(node, flow.place(node, 1, name), template)
     return parts
 
 
-def _split_name(node: Node) -> str:
-    return next(k for k in node.kwargs if k in ("split_size_or_sections", "split_size", "split_sizes"))
-
-
 def _axis(flow: Flow, node: Node, index: int) -> int:
-    rank = len(flow.shape(node.args[0]))
+    rank = len(flow.shape(flow.source(node)))
     return int(flow.value(flow.arg(node, index, "dim", node.kwargs.get("axis", 0)))) % rank
 
 
 def unbind_rule(flow: Flow, node: Node) -> Any:
     """``unbind``: slices along an axis that carries no single channels."""
     axis = _axis(flow, node, 1)
-    labels = flow.of(node.args[0])
+    labels = flow.of(flow.source(node))
     if any(move.varying(f) == (axis,) for f in labels):
         return flow.freeze(node, "takes single channels apart")
     return [move.select(labels, axis, i) for i in range(len(flow.shapes[node.name]))]
@@ -154,7 +146,7 @@ def index_select_rule(flow: Flow, node: Node) -> Any:
 
 def _pick(flow: Flow, node: Node, axis: int, index: Any) -> Any:
     """Positions of one axis by an index tensor: labels follow one that is a constant of the graph."""
-    labels = flow.of(node.args[0])
+    labels = flow.of(flow.source(node))
     factor = factor_on(labels, axis)
     if factor is None:
         return labels if len(flow.shape(index)) == 1 else flow.freeze(node, "indexes with a tensor")
@@ -174,7 +166,7 @@ def _pick(flow: Flow, node: Node, axis: int, index: Any) -> Any:
 
 
 def _basic_index(flow: Flow, node: Node, items: list[Any], values: list[Any], single: bool) -> Any:
-    labels, shape = flow.of(node.args[0]), flow.shape(node.args[0])
+    labels, shape = flow.of(flow.source(node)), flow.shape(flow.source(node))
     used = sum(v is not None and v is not Ellipsis for v in values)
     axis = 0
     for position, (item, value) in enumerate(zip(items, values, strict=True)):
@@ -224,24 +216,21 @@ def narrow_rule(flow: Flow, node: Node) -> Any:
     """``narrow(x, dim, start, length)``."""
     axis = _axis(flow, node, 1)
     start, length = (int(flow.value(flow.arg(node, i, n))) for i, n in ((2, "start"), (3, "length")))
-    start %= max(1, flow.shape(node.args[0])[axis])
-    labels = _separable(flow, flow.of(node.args[0]), axis)
+    start %= max(1, flow.shape(flow.source(node))[axis])
+    labels = _separable(flow, flow.of(flow.source(node)), axis)
     factor = factor_on(labels, axis)
     taken = _taken(flow, node, labels, axis, start, start + length)
     if factor is None or move.shrinking_axis(factor) != axis:
         return taken
-    if len(node.args) == 4:
-        flow.edit(node, ("args", 2), _before(factor, axis, start))
-        flow.edit(node, ("args", 3), Count(np.take(factor, range(start, start + length), axis)))
-    else:
-        return flow.freeze(node, "narrow with keyword arguments")
+    flow.edit(node, flow.place(node, 2, "start"), _before(factor, axis, start))
+    flow.edit(node, flow.place(node, 3, "length"), Count(np.take(factor, range(start, start + length), axis)))
     return taken
 
 
 def select_rule(flow: Flow, node: Node) -> Any:
     """``select(x, dim, index)``."""
     axis = _axis(flow, node, 1)
-    labels = flow.of(node.args[0])
+    labels = flow.of(flow.source(node))
     if any(move.varying(f) == (axis,) for f in labels):
         return flow.freeze(node, "takes a single channel")
     return move.select(labels, axis, int(flow.value(flow.arg(node, 2, "index"))))

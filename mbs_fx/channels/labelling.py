@@ -1,0 +1,128 @@
+"""The label pass: run a graph once on labels in place of numbers.
+
+Semantics
+- Layers that mix channels (convolutions, linear layers) read the labels on their input axis and make new ones;
+  everything that moves data moves labels as it moves data; elementwise operations tie their operands.
+- An operation without a rule *freezes* the labels that enter it, and what leaves it is `FROZEN`.
+- What a rule returns is checked where it enters the flow (`mbs_fx.channels.checking`).  Where no label leaves a node
+  and its rule recorded nothing about those that enter, they are frozen.
+- Rules live in tables (`mbs_fx.channels.rules`) keyed by module class or by operation name; see docs/rules.md.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Node
+
+from mbs_fx.channels.checking import check_result
+from mbs_fx.channels.counted import counts_channels, fix_counts
+from mbs_fx.channels.flow import Flow, attribute, factors_in
+from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
+from mbs_fx.channels.rules import rule_for
+from mbs_fx.channels.rules.growth import factory_rule
+from mbs_fx.nodes.shapes import TensorShape
+
+
+def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
+    """Propagate labels through a graph whose shapes are known."""
+    flow = Flow(weakref.ref(gm), shapes)
+    for node in gm.graph.nodes:
+        flow.labels[node.name] = _labels(flow, node)
+    _join_parameters(flow)
+    _join_shared(flow)
+    _keep_boxes(flow)
+    return flow
+
+
+def _labels(flow: Flow, node: Node) -> Any:
+    """Labels of what a node returns."""
+    if node.op == "placeholder":
+        return FROZEN
+    if node.op == "get_attr":
+        held = attribute(flow.gm, str(node.target))
+        return flow.parameter(str(node.target), held) if isinstance(held, torch.Tensor) else FROZEN
+    if node.op == "output":
+        for factor in flow.entering(node):
+            flow.ties.freeze(factor, "network output")
+        return FROZEN
+    if not _has_tensor(flow.shapes[node.name]):
+        if flow.shapes[node.name] is None and node.target is not torch._assert:
+            flow.freeze(node, "writes into a tensor, or returns nothing")
+        flow.labels[node.name] = FROZEN
+        flow.counting[node.name] = counts_channels(flow, node)
+        return FROZEN
+    result = _by_rule(flow, node)
+    fix_counts(flow, node)
+    return result
+
+
+def _by_rule(flow: Flow, node: Node) -> Any:
+    rule = rule_for(flow, node)
+    if rule is None:
+        return flow.freeze(node, "no rule for this operation")
+    before = flow.records()
+    result = rule(flow, node)
+    check_result(flow, node, rule, result)
+    lost = not factors_in(result) and flow.records() == before and rule is not factory_rule
+    return flow.freeze(node, "its rule says nothing about the channels that enter") if lost else result
+
+
+def _join_parameters(flow: Flow) -> None:
+    """A layer's tensor that the graph also reads by itself has one set of labels, the layer's."""
+    for target, axes in flow.parameters.items():
+        path, _, name = target.rpartition(".")
+        layer = flow.layers.get(path)
+        if layer is None or name not in layer.tensors:
+            continue
+        reason = f"{target} is also read where it cannot be reduced"
+        for mine, held in zip(axes, layer.tensors[name], strict=True):
+            if mine is not None and held is None:
+                flow.ties.freeze(mine, reason)
+            elif mine is not None and held is not None:
+                flow.ties.tie(np.broadcast_to(mine, held.shape), held, reason)
+        flow.parameters[target] = layer.tensors[name]
+
+
+def _join_shared(flow: Flow) -> None:
+    """A tensor that several layers hold is cut once: it has one set of labels."""
+    first: dict[int, tuple[str, tuple[Factor | None, ...]]] = {}
+    for path, layer in flow.layers.items():
+        module = flow.modules[path]
+        for name, axes in layer.tensors.items():
+            held = module._parameters.get(name, module._buffers.get(name))
+            known, others = first.setdefault(id(held), (path, axes))
+            if known == path:
+                continue
+            reason = f"{path}.{name} is a tensor of {known}, too"
+            for mine, other in zip(axes, others, strict=True):
+                if mine is not None and other is not None and mine.shape == other.shape:
+                    flow.ties.tie(mine, other, reason)
+                    continue
+                for each in (mine, other):
+                    if each is not None:
+                        flow.ties.freeze(each, reason)
+
+
+def _keep_boxes(flow: Flow) -> None:
+    """Factors along several axes stay boxes: what is left along the shrinking axis is balanced over the others."""
+    seen: set[int] = set()
+    for labels in flow.labels.values():
+        for factor in factors_in(labels):
+            if len(varying(factor)) > 1 and id(factor) not in seen:
+                seen.add(id(factor))
+                axis = shrinking_axis(factor)
+                parts = factor.size // factor.shape[axis]
+                flow.ties.balance(np.moveaxis(factor, axis, -1).reshape(-1), parts)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, TensorShape):
+        return True
+    if isinstance(value, list | tuple):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, dict) and any(_has_tensor(v) for v in value.values())
