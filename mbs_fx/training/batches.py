@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,9 +37,9 @@ def training_batches(data: Any, recipe: Recipe, ranks: Ranks, workers: int) -> A
         sampler = DistributedSampler(data, ranks.world, ranks.rank, seed=recipe.seed) if ranks.world > 1 else None
         full = len(data) // ranks.world >= batch
         return _loader(data, batch, workers, sampler=sampler, shuffle=sampler is None, drop_last=full)
-    if not hasattr(data, "__len__") or len(data) == 0:
+    if isinstance(data, Iterator) or not hasattr(data, "__len__") or len(data) == 0:
         raise MBSError(
-            "retrain: the training images have no length, or none at all: give a data set of (image, label), a "
+            "retrain: the training images can be read only once, or have no length, or there are none: give a data set of (image, label), a "
             "DataLoader, or another collection of batches that can be read once an epoch"
         )
     if ranks.world > 1 and isinstance(data, DataLoader) and not isinstance(data.sampler, DistributedSampler):
