@@ -3,7 +3,7 @@
 - ``paper``: batch 128, weight decay 1e-4, learning rate 0.1 divided by 10 at 50 % and 75 % of 200 epochs (the paper
   does not say how many).
 - ``short``: what a CPU can do in minutes: one cycle of 3 epochs, the first two on crops of 24 x 24 pixels.
-- ``tune``: the same for inherited weights, at a quarter of the learning rate.
+- ``tune``: for inherited weights: one cycle of 2 epochs at a quarter of the learning rate.
 - ``sample``: how the shipped ResNet-20 was made.
 """
 
@@ -44,7 +44,7 @@ CYCLE = mbs_fx.Recipe(epochs=3, lr=0.2, nesterov=True, weight_decay=5e-4, schedu
 SCHEDULES = {
     "paper": Schedule(mbs_fx.Recipe(epochs=200)),
     "short": Schedule(CYCLE, small=2),
-    "tune": Schedule(replace(CYCLE, lr=0.05), small=2),
+    "tune": Schedule(replace(CYCLE, epochs=2, lr=0.05), small=1),
     "sample": Schedule(replace(CYCLE, epochs=20), small=10),
 }
 
@@ -75,8 +75,8 @@ def fig5(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
     return [
         Row(depth, method, k, "fresh", False, schedule, seed)
         for depth in depths
-        for seed in seeds
         for k in (1.0, 0.6, 1.4)
+        for seed in seeds
         for method in ("mbs", "uniform")
     ]
 
