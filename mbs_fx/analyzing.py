@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
-from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment, Width
+from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labelling import run
 from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
@@ -31,7 +31,7 @@ from mbs_fx.channels.rules import register_count
 from mbs_fx.channels.streams import find_segments, find_streams
 from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.memory import buffers, element_bytes, feature_maps
+from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
 from mbs_fx.nodes.shapes import infer
 
@@ -207,7 +207,7 @@ def _assemble(
     macroblocks = tuple(
         _macroblock(place, i, convs, segments) for place, i in sorted(index.items(), key=lambda item: item[1])
     )
-    first = next(iter(shapes))
+    first, saved = next(iter(shapes)), saved_tensors(flow.gm)
     return Analysis(
         input_shapes=shapes,
         input_size=first[2:] or first[-1:],
@@ -217,10 +217,10 @@ def _assemble(
         macroblocks=macroblocks,
         cells=cells,
         streams=streams,
-        tensors=_tensors(flow, choices),
+        tensors=widths_of(flow, choices, {n: t for n, t in saved.items() if isinstance(t, nn.Parameter)}),
         kept=_kept(flow, choices, convs),
-        buffers=buffers(flow, choices),
-        element_bytes=element_bytes(flow.gm),
+        buffers=widths_of(flow, choices, {n: t for n, t in saved.items() if not isinstance(t, nn.Parameter)}),
+        element_bytes={name: tensor.element_size() for name, tensor in saved.items()},
         maps=feature_maps(flow, choices, geometry),
         operations=operations(flow),
     )
@@ -260,21 +260,6 @@ def _macroblock(place: Place, number: int, convs: tuple[Conv, ...], segments: li
     inside = tuple(c.name for c in convs if c.macroblock == number)
     held = tuple(s for s in segments if set(s.nodes) & set(inside))
     return Macroblock(number, place[1], inside, held, place[0])
-
-
-def _tensors(flow: Flow, choices: Choices) -> dict[str, tuple[Width, ...]]:
-    """Every parameter of the graph by path, with the width of each axis."""
-    labelled = {
-        f"{path}.{name}": axes for path, layer in flow.layers.items() for name, axes in layer.tensors.items()
-    } | dict(flow.parameters)
-    result: dict[str, tuple[Width, ...]] = {}
-    for path, tensor in flow.gm.named_parameters():
-        axes = labelled.get(path, (None,) * tensor.dim())
-        result[path] = tuple(
-            Width(int(size)) if axis is None else choices.width(axis)
-            for axis, size in zip(axes, tensor.shape, strict=True)
-        )
-    return result
 
 
 def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, str]:

@@ -12,7 +12,8 @@ Semantics
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
 from mbs_fx.channels.rules import rule_for
 from mbs_fx.channels.rules.growth import factory_rule
 from mbs_fx.nodes.shapes import TensorShape
+
+Axes = tuple[Factor | None, ...]
 
 
 def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
@@ -89,23 +92,36 @@ def _join_parameters(flow: Flow) -> None:
 
 
 def _join_shared(flow: Flow) -> None:
-    """A tensor that several layers hold is cut once: it has one set of labels."""
-    first: dict[int, tuple[str, tuple[Factor | None, ...]]] = {}
+    """A tensor that several hold is cut once: it has one set of labels, and stays where one of them knows none."""
+    first: dict[int, tuple[str, Axes]] = {}
+    for place, tensor, axes in _holders(flow):
+        known, others = first.setdefault(id(tensor), (place, axes))
+        if known == place:
+            continue
+        reason = f"{place} and {known} are one tensor"
+        for mine, other in zip(axes, others, strict=True):
+            if mine is not None and other is not None and mine.shape == other.shape:
+                flow.ties.tie(mine, other, reason)
+                continue
+            for each in (mine, other):
+                if each is not None:
+                    flow.ties.freeze(each, reason)
+
+
+def _holders(flow: Flow) -> Iterator[tuple[str, torch.Tensor, Axes]]:
+    """Every tensor that the graph uses, by path, with the labels of its axes; those inside of leaves have none."""
     for path, layer in flow.layers.items():
         module = flow.modules[path]
         for name, axes in layer.tensors.items():
-            held = module._parameters.get(name, module._buffers.get(name))
-            known, others = first.setdefault(id(held), (path, axes))
-            if known == path:
-                continue
-            reason = f"{path}.{name} is a tensor of {known}, too"
-            for mine, other in zip(axes, others, strict=True):
-                if mine is not None and other is not None and mine.shape == other.shape:
-                    flow.ties.tie(mine, other, reason)
-                    continue
-                for each in (mine, other):
-                    if each is not None:
-                        flow.ties.freeze(each, reason)
+            yield f"{path}.{name}", module._parameters.get(name, module._buffers.get(name)), axes  # type: ignore[misc]
+    for target, axes in flow.parameters.items():
+        yield target, attribute(flow.gm, target), axes
+    for path in dict.fromkeys(str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module"):
+        module = flow.modules[path]
+        if path not in flow.layers or module._modules:
+            for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+                if path not in flow.layers or name not in flow.layers[path].tensors:
+                    yield f"{path}.{name}", tensor, (None,) * tensor.dim()
 
 
 def _keep_boxes(flow: Flow) -> None:

@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
-_HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
+HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
 _LIBRARIES = frozenset({"torch", "torchvision", "math", "operator", "_operator", "builtins"})
 _TRANSPOSES = frozenset({"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"})
 _RESHAPES_IN_PLACE = _TRANSPOSES | {"resize_", "resize_as_", "as_strided_", "set_"}
@@ -99,14 +99,14 @@ class FakeInterpreter(Interpreter):
         try:
             if type(call) in _BATCH_NORM_DIMS and _keeps_layout(call, args[0]):
                 return args[0]
-            return _stand_in(call, self._meta)(*args, **kwargs)
+            return stand_in(call, self._meta)(*args, **kwargs)
         except Exception:  # noqa: BLE001 whatever meta tensors cannot do: fake tensors can, or say why not
             return self._on_fakes(call, args, kwargs)
 
     def _on_fakes(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self.mode:
             fake_args, fake_kwargs = mapped((args, kwargs), self._fake)
-            return _stand_in(call, self._fake)(*fake_args, **fake_kwargs)
+            return stand_in(call, self._fake)(*fake_args, **fake_kwargs)
 
     def _meta(self, tensor: Tensor) -> Tensor:
         if _is_constant(tensor):
@@ -166,18 +166,18 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def _stand_in(call: Any, make: Callable[[Tensor], Tensor]) -> Any:
+def stand_in(call: Any, make: Callable[[Tensor], Tensor]) -> Any:
     """Modules as shallow copies without hooks, their tensors replaced; anything else as it is."""
     if not isinstance(call, nn.Module) or isinstance(call, torch.jit.ScriptModule):
         return call
     clone = object.__new__(type(call))
     for name, value in vars(call).items():
-        if name in _HOOKS:
+        if name in HOOKS:
             value = type(value)()
         elif name in ("_parameters", "_buffers"):
             value = {key: tensor if tensor is None else make(tensor) for key, tensor in value.items()}
         elif name == "_modules":
-            value = {key: _stand_in(child, make) for key, child in value.items()}
+            value = {key: stand_in(child, make) for key, child in value.items()}
         else:
             value = mapped(value, make)
         clone.__dict__[name] = value

@@ -17,6 +17,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from mbs_fx.analysis import FeatureMap, Geometry, Width
@@ -26,26 +27,28 @@ from mbs_fx.channels.widths import Choices
 from mbs_fx.nodes.shapes import TensorShape
 
 
-def element_bytes(gm: GraphModule) -> dict[str, int]:
-    """Bytes per number of every parameter and persistent buffer, by path; shared tensors once."""
-    saved = gm.state_dict(keep_vars=True)
-    named = {**dict(gm.named_parameters()), **{n: b for n, b in gm.named_buffers() if n in saved}}
-    return {path: tensor.element_size() for path, tensor in named.items()}
+def saved_tensors(gm: GraphModule) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer that the graph uses, by path; shared tensors once."""
+    used = {str(node.target) for node in gm.graph.nodes if node.op in ("call_module", "get_attr")}
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, tensor in gm.state_dict(keep_vars=True).items():
+        parts = path.split(".")
+        if isinstance(tensor, Tensor) and any(".".join(parts[:end]) in used for end in range(len(parts), 0, -1)):
+            found.setdefault(id(tensor), (path, tensor))
+    return dict(found.values())
 
 
-def buffers(flow: Flow, choices: Choices) -> dict[str, tuple[Width, ...]]:
-    """Every persistent buffer of the graph by path, with the width of each axis."""
+def widths_of(flow: Flow, choices: Choices, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Width, ...]]:
+    """The width of each axis of every tensor, by path."""
     labelled = {f"{p}.{n}": axes for p, layer in flow.layers.items() for n, axes in layer.tensors.items()}
     labelled |= flow.parameters
-    saved = flow.gm.state_dict(keep_vars=True)
     result: dict[str, tuple[Width, ...]] = {}
-    for path, tensor in flow.gm.named_buffers():
-        if path in saved:
-            axes = labelled.get(path) or (None,) * tensor.dim()
-            result[path] = tuple(
-                Width(int(size)) if axis is None else choices.width(axis)
-                for axis, size in zip(axes, tensor.shape, strict=True)
-            )
+    for path, tensor in tensors.items():
+        axes = labelled.get(path) or (None,) * tensor.dim()
+        result[path] = tuple(
+            Width(int(size)) if axis is None else choices.width(axis)
+            for axis, size in zip(axes, tensor.shape, strict=True)
+        )
     return result
 
 

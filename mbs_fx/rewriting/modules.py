@@ -3,6 +3,7 @@
 Semantics
 - The copy keeps its class, its module paths and its own control flow: what depends on the training mode
   (auxiliary heads, functional dropout) stays alive.  Layers are replaced at the same paths.
+- Hooks stay with the copy and are not called here.
 - The module is traced in both modes, so that layers which only one of them uses are resized too.
 - A constant in the code of ``forward`` that counts channels (``x.view(-1, 512 * 7 * 7)``) cannot be reached by
   replacing layers.  Then the copy runs the traced and rewritten code of its own mode, and the plan's notes say so.
@@ -21,19 +22,22 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
+from mbs_fx.nodes.fakes import HOOKS
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.result import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.rewrite import decide
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
+from mbs_fx.tracers.check import copied
 from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
 
 
 def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[nn.Module, Keep, Resizer]:
     """A resized deep copy of a module, the decision behind it, and what was initialised fresh."""
-    small = copy.deepcopy(model)
+    small = copied(model)
+    hooks = _taken_hooks(small)
     modes = {path: module.training for path, module in small.named_modules()}
     graphs, keeps = _decisions(small, plan, criterion)
     first = keeps[False]
@@ -49,7 +53,18 @@ def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[
     for path, module in small.named_modules():
         module.training = modes[path]
     _check_runs(small, plan)
+    for path, module in small.named_modules():
+        vars(module).update(hooks.get(path, {}))
     return small, first, resizers[False]
+
+
+def _taken_hooks(small: nn.Module) -> dict[str, dict[str, Any]]:
+    """The hooks of every module by path, which are taken off: they are for the user's calls, not for ours."""
+    taken: dict[str, dict[str, Any]] = {}
+    for path, module in small.named_modules():
+        taken[path] = {name: held for name, held in vars(module).items() if name in HOOKS and held}
+        vars(module).update({name: type(held)() for name, held in taken[path].items()})
+    return taken
 
 
 def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict[bool, GraphModule], dict[bool, Keep]]:

@@ -66,8 +66,10 @@ class Resizer:
             for name, tensor in held.items():
                 if tensor is not None:
                     held[name] = self.tensor(tensor, axes.get(name) or (None,) * tensor.dim())
+        inside = {tensor for child in module.children() for tensor in (*child.parameters(), *child.buffers())}
+        known_inside: dict[int, Any] = {id(t): self.tensor(t, (None,) * t.dim()) for t in inside}
         for name, child in new._modules.items():
-            new._modules[name] = copy.deepcopy(child)
+            new._modules[name] = copy.deepcopy(child, known_inside)
         if layer is not None:
             for name, template in layer.attributes.items():
                 setattr(new, name, self.keep.evaluate(template))

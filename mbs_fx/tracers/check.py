@@ -37,10 +37,26 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise MBSError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and tracing must "
-            "not change it; take out what copy.deepcopy refuses, such as old-style weight_norm"
-        ) from error
+        raise MBSError(_why_not_copied(model, error)) from error
+
+
+def _why_not_copied(model: nn.Module, error: Exception) -> str:
+    computed = [
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        for name, held in vars(module).items()
+        if isinstance(held, torch.Tensor) and not held.is_leaf
+    ]
+    if not computed:
+        return (
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it must not be changed; "
+            "take out what copy.deepcopy refuses"
+        )
+    return (
+        f"{type(model).__name__} cannot be copied: {computed[0]} is computed from other parameters by a hook, as "
+        "torch.nn.utils.weight_norm and spectral_norm do; use those of torch.nn.utils.parametrizations, or take them "
+        "off first (torch.nn.utils.remove_weight_norm, remove_spectral_norm), which lets its width be scaled, too"
+    )
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -17,6 +16,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from mbs_fx.channels.flow import ConvFlow, Count, Flow, Rule, count_of
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
 from mbs_fx.channels.rules import arithmetic, mixing, moves, statistics
+from mbs_fx.nodes.fakes import stand_in
+from mbs_fx.tracers.check import seeded
 
 
 def _own_tensors(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -36,6 +37,7 @@ def conv_module(flow: Flow, node: Node) -> Any:
     path = str(node.target)
     module: Any = flow.modules[path]
     source = flow.source(node)
+    mixing.require_batch(flow, node, source, len(module.kernel_size))
     passed = mixing.neighbours(flow, node, source)
     if passed is not None:
         return passed
@@ -68,16 +70,24 @@ def _computes_weight(module: Any) -> bool:
     """
     if type(module).forward.__module__.startswith("torch."):
         return False
-    weight: Tensor = module.weight.detach()
+    weight: Tensor = module.weight
     if weight.is_meta:
         return True
     sizes = [d * (k - 1) + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
     x = torch.linspace(-1, 1, module.in_channels * prod(sizes), dtype=weight.dtype, device=weight.device)
     x = x.reshape(1, module.in_channels, *sizes)
-    silent = {} if module.bias is None else {"bias": torch.zeros_like(module.bias)}
-    with torch.no_grad():
-        once, twice = (functional_call(module, {"weight": w, **silent}, (x,)) for w in (weight, 2 * weight))
+    with torch.no_grad(), seeded(weight.device):
+        once, twice = (_scaled_twin(module, factor)(x) for factor in (1, 2))
     return not torch.allclose(twice, 2 * once, rtol=1e-2, atol=0)
+
+
+def _scaled_twin(module: nn.Module, factor: int) -> nn.Module:
+    """A copy without hooks and bias whose weight is a multiple: somebody's forward may change what it runs on."""
+    twin = stand_in(module, lambda tensor: tensor.detach().clone())
+    twin._parameters["weight"] *= factor
+    if twin._parameters.get("bias") is not None:
+        twin._parameters["bias"].zero_()
+    return twin
 
 
 def _conv_tensors(module: Any, inp: Factor, out: Factor) -> dict[str, tuple[Factor | None, ...]]:

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import ConvFlow, Count, Flow, Rule
 from mbs_fx.channels.labels import Factor, Labels, along, elementwise, factor_on, varying, vector, without
+from mbs_fx.errors import MBSError
 
 
 def depthwise_output(inp: Factor, out_width: int) -> Factor:
@@ -39,9 +40,21 @@ def neighbours(flow: Flow, node: Node, source: Any) -> Labels | None:
     return flow.freeze(node, "convolves along an axis that carries channels")
 
 
+def require_batch(flow: Flow, node: Node, source: Any, dims: int) -> None:
+    """A single map without a batch axis would have its channels where everything here takes the batch to be."""
+    shape = flow.shape(source)
+    if len(shape) < dims + 2:
+        example = ", ".join(map(str, (1, 3, *(64,) * dims)))
+        raise MBSError(
+            f"{flow.where(node)}: takes a map of shape {shape}, without a batch axis; give an example with one, "
+            f"such as ({example})"
+        )
+
+
 def conv_rule(flow: Flow, node: Node) -> Any:
     """``conv(x, weight, bias, stride, padding, dilation, groups)``."""
     source, weight = flow.source(node), flow.arg(node, 1, "weight")
+    require_batch(flow, node, source, len(flow.shape(weight)) - 2)
     passed = neighbours(flow, node, source)
     if passed is not None:
         return passed
@@ -52,6 +65,7 @@ def conv_rule(flow: Flow, node: Node) -> Any:
 def conv_transpose_rule(flow: Flow, node: Node) -> Any:
     """``conv_transpose(x, weight, bias, stride, padding, output_padding, groups, dilation)``."""
     source, weight = flow.source(node), flow.arg(node, 1, "weight")
+    require_batch(flow, node, source, len(flow.shape(weight)) - 2)
     groups = int(flow.value(flow.arg(node, 6, "groups", 1)))
     return _convolve(flow, node, source, weight, groups, transposed=True)
 

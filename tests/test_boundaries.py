@@ -1,0 +1,157 @@
+"""What comes from outside a graph: inputs without a batch, hooks, computed weights, modules that nobody calls."""
+
+import warnings
+
+import pytest
+import torch
+from proof import difference, random_inputs, zeroed
+from torch import nn
+from torch.nn import functional as F
+from wirings import Net, Residual, conv
+
+import mbs_fx
+from mbs_fx import MBSError
+
+SHAPE = (2, 3, 8, 8)
+
+
+def halved(gm):
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    return analysis, mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+
+
+def number_of_parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(16, 3, 3, 3)), nn.Parameter(torch.randn(16, 16, 3, 3))
+
+    def forward(self, x):
+        return F.conv2d(F.relu(F.conv2d(x, self.a)), self.b).mean((-2, -1))
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
+        (nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 16)), (3, 16, 16)),
+        (nn.Sequential(nn.Conv1d(3, 16, 3), nn.ReLU(), nn.Conv1d(16, 16, 3)), (3, 16)),
+        (Functional(), (3, 16, 16)),
+    ],
+    ids=["maps", "lines", "functions"],
+)
+def test_an_input_without_a_batch_is_refused(net, shape):
+    with pytest.raises(MBSError, match=rf"takes a map of shape \({', '.join(map(str, shape))}\), without a batch axis"):
+        mbs_fx.analyze(mbs_fx.trace(net, shape), shape)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_a_weight_that_a_hook_computes_is_refused_with_advice(name):
+    net = Residual()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        getattr(nn.utils, name)(net.a)
+    net(torch.randn(SHAPE))
+    _, plan = halved(mbs_fx.trace(Residual().eval(), SHAPE))
+    for call in (lambda: mbs_fx.trace(net, SHAPE), lambda: mbs_fx.rewrite(net, plan)):
+        with pytest.raises(MBSError, match=rf"a\.weight is computed .*parametrizations, .*remove_{name}"):
+            call()
+    getattr(nn.utils, f"remove_{name}")(net.a)
+    getattr(nn.utils.parametrizations, name)(net.a)
+    _, plan = halved(mbs_fx.trace(net.eval(), SHAPE))
+    assert "computed from parameters elsewhere" in plan.kept["stem.0"]
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert difference(mbs_fx.rewrite(mbs_fx.trace(net, SHAPE), plan)(x), mbs_fx.rewrite(net, plan)(x)) < 1e-5
+
+
+class Standardised(nn.Conv2d):
+    """Counts its calls, as somebody's code may."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(1)
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight / weight.std((1, 2, 3), keepdim=True), self.bias, padding=1)
+
+
+class Watched(Net):
+    def make(self):
+        self.a = Standardised(16, 16, 3)
+
+    def middle(self, x):
+        return self.a(x)
+
+
+def test_a_pass_calls_no_hooks_and_no_code_of_the_original():
+    net = Watched().eval()
+    gm = mbs_fx.trace(net, SHAPE)
+    fired, modules = [], [net, net.stem, net.a, net.fc]
+    for module in modules:
+        module.register_forward_hook(lambda *_: fired.append("forward"))
+        module.register_forward_pre_hook(lambda *_: fired.append("before"))
+        module.register_full_backward_hook(lambda *_: fired.append("backward"))
+    state = torch.get_rng_state()
+    analysis, plan = halved(gm)
+    assert any("computes its weight" in note for note in analysis.notes)
+    small = mbs_fx.rewrite(net, plan)
+    mbs_fx.rewrite(gm, plan)
+    assert (fired, net.a.calls, small.training) == ([], [], False)
+    assert torch.equal(torch.get_rng_state(), state)
+    small(torch.randn(SHAPE))
+    assert fired == ["before"] * 1 + ["before", "forward"] * 3 + ["forward"]
+    assert len(net.a._forward_hooks) == len(small.a._forward_hooks) == 1
+    assert small.a._forward_hooks is not net.a._forward_hooks
+
+
+def test_parameters_are_those_that_the_graph_uses():
+    gm = mbs_fx.trace(Residual().eval(), SHAPE)
+    node = next(n for n in gm.graph.nodes if n.target == "b")
+    node.replace_all_uses_with(node.args[0])
+    gm.graph.erase_node(node)
+    gm.recompile()
+    _, plan = halved(gm)
+    unused = number_of_parameters(gm.b)
+    assert plan.params == (number_of_parameters(gm) - unused, number_of_parameters(mbs_fx.rewrite(gm, plan)))
+
+
+class Whole(nn.Module):
+    """Holds another layer's weight, and is not looked into."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.inner = conv(16, 16)
+        self.inner.weight = weight
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("leaf_first", [False, True])
+def test_a_weight_that_a_leaf_holds_too_stays_one(leaf_first):
+    class Tied(Net):
+        def make(self):
+            other = conv(16, 16)
+            if leaf_first:
+                self.leaf = Whole(other.weight)
+            self.a, self.b = other, conv(16, 16)
+            self.leaf = Whole(other.weight)
+
+        def middle(self, x):
+            return self.leaf(self.b(F.relu(self.a(x))))
+
+    net = Tied().eval().double()
+    gm = mbs_fx.trace(net, SHAPE, leaves=[Whole])
+    _, plan = halved(gm)
+    small = mbs_fx.rewrite(gm, plan)
+    x = random_inputs(gm, plan, torch.float64)
+    assert small.leaf.inner.weight is small.a.weight
+    assert number_of_parameters(small) == plan.params[1] < plan.params[0]
+    assert "are one tensor" in plan.kept["stem.0"]
+    with torch.no_grad():
+        assert difference(zeroed(gm, small.meta["mbs"])(*x), small(*x)) < 1e-10
