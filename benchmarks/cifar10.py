@@ -32,6 +32,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mbs_fx
+from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.training.objective import hits
 from mbs_fx.training.result import append_line
 
 
@@ -70,7 +72,8 @@ def subject(row: Row, place: Place) -> networks.Subject:
     """The network of a row, before training."""
     _, analysis = networks.traced(row.depth, place.originals)
     if row.method == "original":
-        net = networks.fresh(row.depth, row.seed)
+        found = row.init == "inherited"
+        net = networks.original(row.depth, place.originals) if found else networks.fresh(row.depth, row.seed)
         whole = mbs_fx.plan(analysis, keep=[c.target for c in analysis.convs])
         return networks.Subject(net, whole.params[0], whole.flops[0], [16, 32, 64])
     plan = networks.mbs_plan(row.depth, place.originals, place.data, row.k)
@@ -91,38 +94,55 @@ def run(row: Row, place: Place) -> dict:
     recipe = replace(chosen.recipe, seed=row.seed, distill=0.7 if row.distill else 0.0)
     small = subject(row, place)
     train, test = ([t.to(device) for t in load(place.data, train)] for train in (True, False))
-    result = mbs_fx.retrain(
-        small.net,
-        Batches(*train, recipe.batch, chosen.small),
-        Batches(*test, 500, train=False),
-        recipe,
-        teacher=networks.original(row.depth, place.originals) if row.distill else None,
-        device=device,
-        checkpoint=place.checkpoints / f"{row}.ckpt",
-    )
+    train, test = Batches(*train, recipe.batch, chosen.small), Batches(*test, 500, train=False)
     line = {
         **asdict(row),
-        "accuracy": result.accuracy,
-        "loss": round(result.epochs[-1].loss, 4),
+        "before": accuracy(small.net.to(device), test) if row.init == "inherited" else None,
         "params": small.params,
         "flops": small.flops,
         "widths": small.widths,
-        "epochs": recipe.epochs,
-        "small": chosen.small,
-        "seconds": round(sum(e.seconds for e in result.epochs), 1),
-        "images_per_second": round(result.images_per_second, 1),
-        "curve": [e.accuracy for e in result.epochs],
         "recipe": recipe.plain(),
+        "small": chosen.small,
         "originals": str(place.originals.name) if place.originals else "mbs_fx.sample",
         "machine": machine(),
         "threads": place.threads,
         "versions": versions(),
     }
+    if row.untrained:
+        line |= {"accuracy": line["before"], "seconds": 0.0}
+    else:
+        line |= trained(row, place, small.net, train, test, recipe)
     append_line(place.log, line)
     if place.weights:
         keep(small.net, place.weights)
-    (place.checkpoints / f"{row}.ckpt").unlink()
+    (place.checkpoints / f"{row}.ckpt").unlink(missing_ok=True)
     return line
+
+
+def trained(row: Row, place: Place, net: nn.Module, train: Batches, test: Batches, recipe: mbs_fx.Recipe) -> dict:
+    """Train; what the log says about it."""
+    result = mbs_fx.retrain(
+        net,
+        train,
+        test,
+        recipe,
+        teacher=networks.original(row.depth, place.originals) if row.distill else None,
+        checkpoint=place.checkpoints / f"{row}.ckpt",
+    )
+    return {
+        "accuracy": result.accuracy,
+        "loss": round(result.epochs[-1].loss, 4),
+        "seconds": round(sum(e.seconds for e in result.epochs), 1),
+        "images_per_second": round(result.images_per_second, 1),
+        "curve": [e.accuracy for e in result.epochs],
+    }
+
+
+def accuracy(net: nn.Module, test: Batches) -> float:
+    """Share of test images whose largest logit is the label's, as the network is."""
+    net.eval()
+    right, seen = hits(net, test, lambda images, labels: (images, labels), Ranks())
+    return right / seen
 
 
 def keep(net: nn.Module, out: Path) -> None:

@@ -27,6 +27,11 @@ class Row:
     schedule: str
     seed: int
 
+    @property
+    def untrained(self) -> bool:
+        """The original as it is: tested, not trained."""
+        return self.method == "original" and self.init == "inherited"
+
     def __str__(self) -> str:
         taught = "-distill" if self.distill else ""
         return f"resnet{self.depth}-{self.method}-{self.k:g}-{self.init}{taught}-{self.schedule}-{self.seed}"
@@ -82,9 +87,12 @@ def fig5(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
 
 
 def inherited(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
-    """Three methods at MBS's size for z = L, weights inherited, with the original as teacher; MBS without it, too."""
+    """Three methods at MBS's size for z = L, weights inherited, with the original as teacher; MBS without it, too.
+
+    Before them the original as it is, which is tested and not trained.
+    """
     kinds = (("mbs", True), ("uniform", True), ("torch-pruning", True), ("mbs", False))
-    return [
+    return [Row(depth, "original", 1.0, "inherited", False, schedule, seeds[0]) for depth in depths] + [
         Row(depth, method, 1.0, "inherited", distill, schedule, seed)
         for depth in depths
         for seed in seeds

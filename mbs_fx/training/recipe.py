@@ -102,4 +102,5 @@ def schedule_of(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler
     total = recipe.epochs * steps
     if recipe.schedule == "steps":
         return MultiStepLR(optimizer, [round(share * recipe.epochs) * steps for share in recipe.drops])
-    return OneCycleLR(optimizer, recipe.lr, total_steps=total, pct_start=0.25, cycle_momentum=False)
+    shortest = 8  # OneCycleLR divides by the steps of its rise less one
+    return OneCycleLR(optimizer, recipe.lr, total_steps=max(total, shortest), pct_start=0.25, cycle_momentum=False)
