@@ -131,7 +131,11 @@ def pruned(params: int, depth: int, folder: Path | None, images: Tensor) -> Subj
     def size(net: nn.Module) -> int:
         return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-    net = min((at(ratio / 200) for ratio in range(1, 120)), key=lambda net: abs(size(net) - params))
+    low, high = 0.0, 0.7
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(at(middle)) > params else (low, middle)
+    net = min(map(at, (low, high)), key=lambda net: abs(size(net) - params))
     analysis = mbs_fx.analyze(mbs_fx.trace(net.eval(), images[:1]), (1, 3, 32, 32))
     counted = [c for c in analysis.convs if "shortcut" not in c.target]
     widths = [c.width for c in counted if c.target.endswith("0.conv1")]

@@ -39,8 +39,8 @@ def training_batches(data: Any, recipe: Recipe, ranks: Ranks, workers: int) -> A
         return _loader(data, batch, workers, sampler=sampler, shuffle=sampler is None, drop_last=full)
     if isinstance(data, Iterator) or not hasattr(data, "__len__") or len(data) == 0:
         raise MBSError(
-            "retrain: the training images can be read only once, or have no length, or there are none: give a data set of (image, label), a "
-            "DataLoader, or another collection of batches that can be read once an epoch"
+            "retrain: the training images can be read only once, or have no length, or there are none: give a data "
+            "set of (image, label), a DataLoader, or another collection of batches that can be read once an epoch"
         )
     if ranks.world > 1 and isinstance(data, DataLoader) and not isinstance(data.sampler, DistributedSampler):
         raise MBSError(
