@@ -72,10 +72,7 @@ def subject(row: Row, place: Place) -> networks.Subject:
     """The network of a row, before training."""
     _, analysis = networks.traced(row.depth, place.originals)
     if row.method == "original":
-        found = row.init == "inherited"
-        net = networks.original(row.depth, place.originals) if found else networks.fresh(row.depth, row.seed)
-        whole = mbs_fx.plan(analysis, keep=[c.target for c in analysis.convs])
-        return networks.Subject(net, whole.params[0], whole.flops[0], [16, 32, 64])
+        return networks.planned(networks.whole_plan(analysis), row.depth, place.originals, row.init, row.seed)
     plan = networks.mbs_plan(row.depth, place.originals, place.data, row.k)
     if row.method == "uniform":
         plan = networks.uniform_plan(analysis, plan.params[1])

@@ -50,12 +50,6 @@ def original(depth: int, folder: Path | None) -> ResNet:
     return net.eval()
 
 
-def fresh(depth: int, seed: int) -> ResNet:
-    """The original's structure with new weights."""
-    torch.manual_seed(seed)
-    return sample.resnet(depth)
-
-
 @cache
 def traced(depth: int, folder: Path | None) -> tuple[GraphModule, mbs_fx.Analysis]:
     """The trained original as a graph, analysed."""
@@ -69,6 +63,11 @@ def mbs_plan(depth: int, folder: Path | None, data: Path, k: float) -> mbs_fx.Pl
     gm, analysis = traced(depth, folder)
     images = normalise(load(data, train=True)[0][:5000])
     return mbs_fx.plan(analysis, mbs_fx.measure(gm, images, confidence=None), z=k)
+
+
+def whole_plan(analysis: mbs_fx.Analysis) -> mbs_fx.Plan:
+    """The original's own widths: what `planned` gives fresh weights, drawn as those of the smaller networks are."""
+    return mbs_fx.plan(analysis, keep=[conv.target for conv in analysis.convs])
 
 
 def uniform_plan(analysis: mbs_fx.Analysis, params: int) -> mbs_fx.Plan:

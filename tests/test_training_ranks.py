@@ -48,3 +48,8 @@ def test_ranks_end_with_the_weights_of_a_single_process(folder: Path) -> None:
 def test_only_one_rank_writes(folder: Path) -> None:
     assert len((folder / "log.jsonl").read_text().splitlines()) == 3
     assert (folder / "run.ckpt").exists()
+
+
+def test_ranks_agree_on_statistics(folder: Path) -> None:
+    first, second = (torch.load(folder / f"normalised{rank}.pt", weights_only=True) for rank in "01")
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from test_training import images, recipe
+from test_training import images, net, recipe
 from torch import nn
 
 import mbs_fx
@@ -23,8 +23,16 @@ def train(out: Path | None = None) -> tuple[nn.Module, Training]:
     return model, result
 
 
+def normalised() -> nn.Module:
+    """A network whose statistics every rank gathers on other images."""
+    model = net()
+    mbs_fx.retrain(model, images(), images(seed=1), recipe(average=0.9), device="cpu")
+    return model
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    torch.save(normalised().state_dict(), folder / f"normalised{os.environ['RANK']}.pt")
     model, result = train(folder)
     losses = [epoch.loss for epoch in result.epochs]
     torch.save((model.state_dict(), result.accuracy, losses), folder / f"rank{os.environ['RANK']}.pt")

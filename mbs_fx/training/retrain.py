@@ -178,9 +178,10 @@ def _epoch(run: Run, setting: Setting, batches: Any, tests: Any, checkpoint: str
             if step % LOOKS == 0 or step == len(batches):
                 _check_finite(float(total) / step, number, step, run, checkpoint)
     seconds = time.perf_counter() - start
+    _agree(run, setting.ranks)
     accuracy = None
     if tests is not None:
-        net = run.average or run.net
+        net = run.net if run.average is None else run.average
         net.eval()
         with setting.autocast():
             right, seen = hits(net, tests, setting.place, setting.ranks)
@@ -189,6 +190,14 @@ def _epoch(run: Run, setting: Setting, batches: Any, tests: Any, checkpoint: str
     loss = sum(mean for mean, _ in everyone) / len(everyone)
     lr = float(run.schedule.get_last_lr()[0])
     return Epoch(number, loss, accuracy, lr, seconds, sum(n for _, n in everyone))
+
+
+def _agree(run: Run, ranks: Ranks) -> None:
+    """Every process takes the BatchNorm statistics of rank 0; gradients, and so weights, are the same anyway."""
+    if ranks.world > 1:
+        for net in (run.net, run.average):
+            for buffer in () if net is None else net.buffers():
+                dist.broadcast(buffer, 0)
 
 
 def _step(run: Run, setting: Setting, images: Tensor, labels: Tensor, where: str) -> Tensor:
