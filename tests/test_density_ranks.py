@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import density_worker
 import pytest
-import torch.distributed as dist
+import two_ranks
 
 from mbs_fx.measuring.result import Density
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = two_ranks.needs_gloo
 
 WORKER = Path(density_worker.__file__)
 
@@ -24,19 +20,8 @@ WORKER = Path(density_worker.__file__)
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], float]:
     """What two ranks wrote, their exit codes, and the seconds it took."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")])
-    common = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     before = time.monotonic()
-    with (folder / "log").open("w") as log:
-        processes = [
-            subprocess.Popen([sys.executable, str(WORKER), str(folder)], env=common | {"RANK": rank}, stderr=log)
-            for rank in "01"
-        ]
-        codes = [process.wait(timeout=120) for process in processes]
+    codes = two_ranks.run(WORKER, folder)
     return folder, codes, time.monotonic() - before
 
 

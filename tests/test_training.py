@@ -274,3 +274,14 @@ def test_distillation_without_a_teacher():
 def test_images_that_can_be_read_only_once():
     with pytest.raises(mbs_fx.MBSError, match="can be read only once"):
         mbs_fx.retrain(net(), iter(DataLoader(images(), 16)), None, recipe())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu(compiled, tmp_path):
+    model, continued = net(), net(seed=9)
+    options = recipe(epochs=25, compile=compiled)
+    assert mbs_fx.retrain(model, images(), images(), options, device="cuda", teacher=net(1)).accuracy > 0.6
+    assert next(model.parameters()).is_cuda
+    mbs_fx.retrain(continued, images(), None, recipe(), device="cuda", checkpoint=tmp_path / "run.ckpt")
+    assert len(mbs_fx.retrain(net(), images(), None, recipe(), checkpoint=tmp_path / "run.ckpt").epochs) == 3

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import training_worker
+import two_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = two_ranks.needs_gloo
 
 WORKER = Path(training_worker.__file__)
 
@@ -22,16 +18,7 @@ WORKER = Path(training_worker.__file__)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    path = os.pathsep.join([str(WORKER.parent), str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")])
-    common = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    common |= {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    processes = [
-        subprocess.Popen([sys.executable, str(WORKER), str(folder)], env=common | {"RANK": rank}) for rank in "01"
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert two_ranks.run(WORKER, folder) == [0, 0], (folder / "log").read_text()
     return folder
 
 
