@@ -58,7 +58,7 @@ def widths_hold(small: nn.Module, plan: mbs_fx.Plan) -> str:
 
 def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
     """The original with everything that belongs to removed channels set to zero."""
-    found = facts(gm, plan.input_shapes, plan.opaque)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     big = copy.deepcopy(gm)
     rows = {f"{p}.{n}": axes for p, layer in found.flow.layers.items() for n, axes in layer.tensors.items()}
@@ -76,7 +76,7 @@ def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
 
 def is_exact(gm: GraphModule, plan: mbs_fx.Plan) -> bool:
     """Whether zeroing must agree: nothing opaque, no statistics over reduced channels."""
-    found = facts(gm, plan.input_shapes, plan.opaque)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
     return not found.choices.opaque.any() and not found.flow.notes
 
 

@@ -175,7 +175,11 @@ class Operation:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it."""
+    """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it.
+
+    ``input_types`` names the type of every input of whole numbers, empty for those of the parameters' type; () where
+    all are.
+    """
 
     input_shapes: tuple[tuple[int, ...], ...]
     input_size: tuple[int, ...]
@@ -192,6 +196,7 @@ class Analysis:
     fingerprint: str = ""
     buffers: Mapping[str, tuple[Width, ...]] = field(default_factory=dict[str, tuple[Width, ...]])
     element_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    input_types: tuple[str, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
     operations: tuple[Operation, ...] = ()
 

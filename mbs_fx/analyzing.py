@@ -33,9 +33,11 @@ from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
-from mbs_fx.nodes.shapes import infer
+from mbs_fx.nodes.shapes import infer, typed, types_of
 
 Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | None
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +74,7 @@ def analyze(
 
     """
     shapes = input_shapes(gm, example)
-    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else ())
+    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else (), input_types(gm, example))
     if strict and found.flow.refused:
         first, *rest = dict.fromkeys(found.flow.refused)
         more = f" (and {len(rest)} more)" if rest else ""
@@ -83,7 +85,7 @@ def analyze(
     return found.analysis
 
 
-def input_shapes(gm: GraphModule, example: Example) -> tuple[tuple[int, ...], ...]:
+def input_shapes(gm: GraphModule, example: Example) -> Shapes:
     """The shape of every tensor input, from an example or from what the placeholders carry."""
     if example is None:
         held = [_carried(node) for node in gm.graph.nodes if node.op == "placeholder" and not node.args]
@@ -101,25 +103,37 @@ def input_shapes(gm: GraphModule, example: Example) -> tuple[tuple[int, ...], ..
     return tuple(tuple(i.shape) if isinstance(i, Tensor) else tuple(i) for i in items)  # type: ignore[union-attr,arg-type]
 
 
+def input_types(gm: GraphModule, example: Example) -> tuple[str, ...]:
+    """The type of every input of whole numbers (`mbs_fx.nodes.shapes.types_of`)."""
+    if example is None:
+        held: Any = [_noted(node, "dtype") for node in gm.graph.nodes if node.op == "placeholder" and not node.args]
+    else:
+        held = [example] if isinstance(example, Tensor) else example
+    return types_of(held)
+
+
 def _carried(node: Node) -> tuple[int, ...] | None:
-    for key in ("tensor_meta", "val", "example_value"):
-        shape = getattr(node.meta.get(key), "shape", None)
-        if shape is not None:
-            return tuple(int(s) for s in shape)
-    return None
+    shape = _noted(node, "shape")
+    return None if shape is None else tuple(int(s) for s in shape)
 
 
-def facts(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str, ...] = ()) -> Facts:
+def _noted(node: Node, name: str) -> Any:
+    """What others left about the value of a placeholder."""
+    held = (getattr(node.meta.get(key), name, None) for key in ("tensor_meta", "val", "example_value"))
+    return next((value for value in held if value is not None), None)
+
+
+def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> Facts:
     """Analysis and labels of a graph, remembered until the graph changes; ``opaque`` are module paths."""
     if not isinstance(gm, GraphModule):
         raise MBSError(
             f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
         )
     print_ = _fingerprint(gm, shapes, opaque)
-    key = print_, _held(gm), register_count()
+    key = print_, _held(gm), register_count(), types
     known = _CACHE.get(gm)
     if known is None or known[0] != key:
-        known = _CACHE[gm] = key, _facts(gm, shapes, opaque, print_)
+        known = _CACHE[gm] = key, _facts(gm, shapes, opaque, types, print_)
     return known[1]
 
 
@@ -130,7 +144,7 @@ def _held(gm: GraphModule) -> Hashable:
     return tuple((id(module), module.training, module.extra_repr()) for module in modules)
 
 
-def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: tuple[str, ...]) -> str:
+def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> str:
     """Changes when the graph, a module it calls, or a parameter's shape changes."""
     digest = hashlib.sha256(repr((shapes, opaque)).encode())
     for node in gm.graph.nodes:
@@ -142,11 +156,12 @@ def _fingerprint(gm: GraphModule, shapes: tuple[tuple[int, ...], ...], opaque: t
 
 def _facts(
     gm: GraphModule,
-    shapes: tuple[tuple[int, ...], ...],
+    shapes: Shapes,
     opaque: tuple[str, ...],
+    types: tuple[str, ...],
     print_: str,
 ) -> Facts:
-    values = infer(gm, shapes)
+    values = infer(gm, typed(shapes, types))
     located, notes = geo.propagate(gm, values)
     flow = run(gm, values)
     layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
@@ -156,7 +171,8 @@ def _facts(
     choices = choose(flow, names, forced(gm, opaque) if opaque else None)
     analysis = _assemble(flow, choices, layers, {name: found.geometry for name, found in located.items()}, shapes)
     notes = (*notes, *flow.notes.values())
-    return Facts(replace(analysis, notes=tuple(notes), opaque=opaque, fingerprint=print_), flow, choices)
+    analysis = replace(analysis, notes=tuple(notes), opaque=opaque, input_types=types, fingerprint=print_)
+    return Facts(analysis, flow, choices)
 
 
 def _why_no_convolution(gm: GraphModule) -> str:

@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from mbs_fx.analysis import Analysis
-from mbs_fx.analyzing import Example, analyze
+from mbs_fx.analyzing import Example, analyze, facts
 from mbs_fx.measuring.measure import measure
 from mbs_fx.measuring.result import Density
 from mbs_fx.planning.plan import plan
@@ -109,4 +109,4 @@ def _annotate(gm: GraphModule, found: Analysis) -> None:
 def _analysis(gm: GraphModule) -> Analysis | None:
     """The analysis of this graph: the one it carries, made again where a pass has changed the graph since."""
     carried: Analysis | None = gm.meta.get(ANALYSIS)
-    return None if carried is None else analyze(gm, carried.input_shapes, opaque=carried.opaque)
+    return None if carried is None else facts(gm, carried.input_shapes, carried.opaque, carried.input_types).analysis

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
-from mbs_fx.analyzing import Example, analyze, input_shapes
+from mbs_fx.analyzing import Example, analyze
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
 from mbs_fx.measuring.result import Density
@@ -85,7 +85,7 @@ def reduce(
     if images is not None and example is None:
         images, example = _peek(images)
     gm = _graph(model, example)
-    analysis = analyze(gm, input_shapes(gm, example), opaque=opaque)
+    analysis = analyze(gm, example, opaque=opaque)
     if images is None and density is None:
         density = gm.meta.get("mbs_density")
     if images is not None:

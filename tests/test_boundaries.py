@@ -109,6 +109,36 @@ def test_a_pass_calls_no_hooks_and_no_code_of_the_original():
     assert small.a._forward_hooks is not net.a._forward_hooks
 
 
+class Indexed(Net):
+    """A second input of whole numbers, and a table that the graph looks up."""
+
+    def make(self):
+        self.a, self.table = conv(16, 16), nn.Parameter(torch.randn(10, 16))
+
+    def forward(self, x, index):
+        y = self.stem(x) + F.relu(self.a(self.stem(x))) * F.embedding(index, self.table.sigmoid())[:, :1, None, None]
+        return self.fc(F.relu(self.tail(y)).mean((2, 3)))
+
+
+def test_an_input_of_whole_numbers_keeps_its_type():
+    net, example = Indexed().eval(), (torch.randn(SHAPE), torch.tensor([1, 9]))
+    gm = mbs_fx.trace(net, example)
+    analysis = mbs_fx.analyze(gm, example)
+    plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+    plan = mbs_fx.Plan.from_json(plan.to_json())
+    assert plan.input_types == ("", "int64")
+    assert plan.widths["stem.0"] == 8
+    small = mbs_fx.rewrite(gm, plan)
+    with torch.no_grad():
+        assert difference(zeroed(gm, small.meta["mbs"])(*example), small(*example)) < 1e-5
+        assert difference(mbs_fx.rewrite(net, plan)(*example), small(*example)) < 1e-5
+        again = mbs_fx.load(Indexed().eval(), small.meta["mbs"], small.state_dict())
+        assert difference(again(*example), small(*example)) == 0
+    batches = [(torch.randn(SHAPE), torch.tensor([i, i + 1])) for i in range(3)]
+    assert mbs_fx.measure(gm, batches, confidence=None).images == 6
+    assert mbs_fx.latency_of(gm)(plan) > 0
+
+
 def test_parameters_are_those_that_the_graph_uses():
     gm = mbs_fx.trace(Residual().eval(), SHAPE)
     node = next(n for n in gm.graph.nodes if n.target == "b")

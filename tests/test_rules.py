@@ -249,3 +249,23 @@ def test_a_rule_that_forgets_the_channels_freezes_them():
     mbs_fx.register_rule(doubled)(lambda flow, node: FROZEN)
     kept = mbs_fx.analyze(torch.fx.symbolic_trace(Doubled().eval()), SHAPE).kept
     assert "its rule says nothing about the channels that enter" in kept["stem.0"]
+
+
+@torch.fx.wrap
+def counted(x):
+    return x.reshape(-1, 16, 8, 8)
+
+
+def test_what_counts_channels_unseen_is_refused_with_advice_that_works():
+    class Counted(Net):
+        def middle(self, x):
+            return counted(x)
+
+    mbs_fx.register_rule(counted)(lambda flow, node: flow.of(node.args[0]))
+    gm = torch.fx.symbolic_trace(Counted().eval())
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    with pytest.raises(MBSError, match=r"node counted, call_function counted.*keep= of mbs_fx\.plan") as caught:
+        mbs_fx.rewrite(gm, mbs_fx.plan(analysis, widths={"stem.0": 15}))
+    assert "Give an input" not in str(caught.value)
+    kept = mbs_fx.plan(analysis, betas={"tail": 0.5}, keep="stem.0")
+    assert mbs_fx.rewrite(gm, kept).tail.out_channels == 12

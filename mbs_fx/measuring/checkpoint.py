@@ -37,9 +37,9 @@ class State:
     path: Path
 
     @property
-    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """What the graph was analyzed for."""
-        return tuple(tuple(shape) for shape in self.identity["input_shapes"])
+    def inputs(self) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+        """Shapes and types that the graph was analyzed for."""
+        return tuple(tuple(shape) for shape in self.identity["input_shapes"]), tuple(self.identity["input_types"])
 
 
 def save(path: Path, moments: Moments, identity: Mapping[str, Any]) -> None:

@@ -38,8 +38,9 @@ from mbs_fx.measuring.ranks import Ranks, join
 from mbs_fx.measuring.reading import Numbered, Outcome, Reading
 from mbs_fx.measuring.result import Density, fingerprint
 from mbs_fx.measuring.settle import Judge, factors
+from mbs_fx.nodes.shapes import types_of
 
-Shapes = tuple[tuple[int, ...], ...]
+Inputs = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 
 LOOKED_AT = 0.99
 """The confidence of the intervals in the result where everything was to be read."""
@@ -105,8 +106,8 @@ def measure(
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
         source = open_images(images, Signature.of(gm), request)
         state = _state(file, ranks)
-        stream, shapes = _opened(source, state, ranks)
-        analysis = analysis or _analysis(gm, shapes)
+        stream, inputs = _opened(source, state, ranks)
+        analysis = analysis or _analysis(gm, inputs)
         columns = Columns.of(analysis)
         judge = Judge(analysis, factors(analysis, columns.index, zs), confidence or LOOKED_AT, source.population)
         ways = makes(gm, columns, analysis, device, fast, dtype, compile)
@@ -157,27 +158,29 @@ def _state(file: Path | None, ranks: Ranks) -> checkpoints.State | None:
     return ranks.together(lambda: checkpoints.load(file) if ranks.rank == 0 else None)[0]
 
 
-def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Shapes]:
-    """Batches that were not read yet, and the shapes of the very first."""
+def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Inputs]:
+    """Batches that were not read yet, and shapes and types of the very first."""
     if state is not None:
-        return source.read(state.moments.batches), state.input_shapes
+        return source.read(state.moments.batches), state.inputs
     stream = source.read(0)
     first: list[Numbered] = []
 
-    def peek() -> Shapes | None:
+    def peek() -> Inputs | None:
         first.extend(islice(stream, 1))
-        return tuple(tuple(t.shape) for t in first[0][1][0].inputs) if first else None
+        read = first[0][1][0].inputs if first else ()
+        return (tuple(tuple(t.shape) for t in read), types_of(read)) if first else None
 
-    shapes = next((shapes for shapes in ranks.together(peek) if shapes is not None), None)
-    if shapes is None:
+    inputs = next((inputs for inputs in ranks.together(peek) if inputs is not None), None)
+    if inputs is None:
         raise MBSError("no images: the loader or iterable is empty")
-    return chain(first, stream), shapes
+    return chain(first, stream), inputs
 
 
-def _analysis(gm: fx.GraphModule, shapes: Shapes) -> Analysis:
-    from mbs_fx.analyzing import analyze
+def _analysis(gm: fx.GraphModule, inputs: Inputs) -> Analysis:
+    from mbs_fx.analyzing import facts
 
-    return analyze(gm, shapes)
+    shapes, types = inputs
+    return facts(gm, shapes, types=types).analysis
 
 
 def _identity(
@@ -188,6 +191,7 @@ def _identity(
         "graph": fingerprint(analysis),
         "weights": checkpoints.digest(gm),
         "input_shapes": [list(shape) for shape in analysis.input_shapes],
+        "input_types": list(analysis.input_types),
         "images": source.population,
         "batch_size": source.batch_size,
         "max_images": limit,

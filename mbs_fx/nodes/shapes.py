@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +34,42 @@ class TensorShape:
     dtype: torch.dtype
 
 
-def infer(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]]) -> dict[str, Any]:
-    """The value of every node, by name, for ``inputs`` in the order of the placeholders."""
+def typed(shapes: Sequence[Sequence[int]], types: Sequence[str]) -> list[Tensor | Sequence[int]]:
+    """Inputs for `infer`: shapes, and tensors without numbers where an input has a type of its own (``"int64"``)."""
+    named = [*types, *[""] * (len(shapes) - len(types))]
+    return [
+        torch.empty(tuple(shape), dtype=getattr(torch, name), device="meta") if name else shape
+        for shape, name in zip(shapes, named, strict=True)
+    ]
+
+
+def types_of(inputs: Iterable[Any]) -> tuple[str, ...]:
+    """The type of every input, or dtype, of whole numbers, empty for all others; () where there are only others."""
+    types = [getattr(value, "dtype", value) for value in inputs]
+    whole = [isinstance(each, torch.dtype) and not each.is_floating_point for each in types]
+    named = (str(each).removeprefix("torch.") * is_whole for each, is_whole in zip(types, whole, strict=True))
+    return tuple(named) if any(whole) else ()
+
+
+def random_inputs(shapes: Sequence[Sequence[int]], types: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Standard normal numbers, always the same ones; zeros for whole numbers, which are an index into any table."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.zeros(value.shape, dtype=value.dtype)
+        if isinstance(value, Tensor)
+        else torch.randn(tuple(value), generator=generator).to(dtype)
+        for value in typed(shapes, types)
+    )
+
+
+def infer(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]], advice: str = "") -> dict[str, Any]:
+    """The value of every node, by name, for ``inputs`` in the order of the placeholders.
+
+    ``advice`` says what to do where the graph does not take them; without it, what the error suggests.
+    """
     _check_inputs(gm, inputs)
     with torch.no_grad(), _no_traces():
-        run = _ShapeInterpreter(gm)
+        run = _ShapeInterpreter(gm, advice)
         run.run(*map(run.input, inputs), enable_io_processing=False)
     return run.shapes
 
@@ -84,8 +115,9 @@ def _no_traces() -> Generator[None]:
 class _ShapeInterpreter(FakeInterpreter):
     """Notes what every node returns, and says where and why one could not."""
 
-    def __init__(self, gm: GraphModule) -> None:
+    def __init__(self, gm: GraphModule, advice: str) -> None:
         super().__init__(gm)
+        self.advice = advice
         self.shapes: dict[str, Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -106,7 +138,7 @@ class _ShapeInterpreter(FakeInterpreter):
         elif stack := n.meta.get("nn_module_stack"):
             place += f" in module {list(stack)[-1]}"
         text = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        return f"node {n.name}, {place}, cannot take its inputs ({given}): {text}. {_advice(error)}."
+        return f"node {n.name}, {place}, cannot take its inputs ({given}): {text}. {self.advice or _advice(error)}."
 
 
 def _tensor_shape(tensor: Tensor) -> TensorShape:

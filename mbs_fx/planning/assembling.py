@@ -86,6 +86,7 @@ class _Assembly:
             model_bytes=(int(self.full.model_bytes[0]), int(self.spent.model_bytes[i])),
             activation_bytes=(int(self.full.activation_bytes[0]), int(self.spent.activation_bytes[i])),
             input_shapes=self.analysis.input_shapes,
+            input_types=self.analysis.input_types,
             opaque=self.analysis.opaque,
             images=density.images if density is not None else 0,
             notes=(*_notes(self.setting, widths, point), *notes, *self.analysis.notes),

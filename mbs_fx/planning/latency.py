@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
+from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.result import Plan
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.tracers.example import place_and_dtype
@@ -56,11 +57,10 @@ class Latency:
             return statistics.median(self._once(run, inputs) for _ in range(self.repetitions)) * 1e3
 
     def _inputs(self, plan: Plan) -> list[Tensor]:
-        """Random batches of the shapes that the plan was made for."""
-        generator = torch.Generator().manual_seed(0)
+        """Random batches of the shapes and types that the plan was made for."""
         _, dtype = place_and_dtype(self.gm)
         shapes = [(self.batch or shape[0], *shape[1:]) for shape in plan.input_shapes]
-        return [torch.randn(shape, generator=generator).to(self.device, dtype) for shape in shapes]
+        return [value.to(self.device) for value in random_inputs(shapes, plan.input_types, dtype)]
 
     def _once(self, run: Callable[..., Any], inputs: list[Tensor]) -> float:
         start = time.perf_counter()

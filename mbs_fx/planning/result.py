@@ -62,6 +62,7 @@ class Plan:
     activation_bytes: tuple[int, int] = (0, 0)
     beyond: float = 0.0
     images: int = 0
+    input_types: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
@@ -120,6 +121,7 @@ def _plan_of(data: dict[str, Any]) -> Plan:
             "model_bytes",
             "activation_bytes",
             "input_shapes",
+            "input_types",
             "opaque",
             "notes",
         ):

@@ -23,6 +23,7 @@ from torch.fx import GraphModule, Node
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.fakes import HOOKS
+from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.result import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
@@ -80,7 +81,7 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
             if not mode:
                 raise
             continue
-        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), plan.opaque)
+        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), plan.opaque, plan.input_types)
         if not mode:
             keeps[mode] = decide(found, plan, criterion)
         else:
@@ -90,11 +91,10 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
 
 
 def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...]:
-    """Random inputs of the shapes that a plan was made for, at least two images each."""
+    """Random inputs of the shapes and types that a plan was made for, at least two images each."""
     device, dtype = place_and_dtype(model)
-    generator = torch.Generator().manual_seed(0)
     sizes = [(max(2, shape[0]), *shape[1:]) for shape in plan.input_shapes]
-    return tuple(torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
+    return tuple(value.to(device) for value in random_inputs(sizes, plan.input_types, dtype))
 
 
 def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:

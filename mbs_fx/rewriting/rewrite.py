@@ -24,7 +24,7 @@ from mbs_fx.analyzing import Facts, facts
 from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import infer
+from mbs_fx.nodes.shapes import infer, typed
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.composing import compose, plan_in, recounted, relative
 from mbs_fx.planning.result import Plan
@@ -34,6 +34,10 @@ from mbs_fx.rewriting.selection import Criterion, Keep, restore, select
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_ADVICE = (
+    "Something in the graph counts channels in a way that was not understood: keep the widths that enter it "
+    "(keep= of mbs_fx.plan), or register a rule for it (docs/rules.md)"
+)
 _STALE = ("tensor_meta", "val", "example_value", "type")
 
 
@@ -111,7 +115,7 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
 
 
 def _rewrite_graph(gm: GraphModule, plan: Plan, criterion: Criterion) -> tuple[GraphModule, Keep, Resizer]:
-    found = facts(gm, plan.input_shapes, plan.opaque)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
     keep = decide(found, plan, criterion)
     resizer = Resizer(keep)
     return build(gm, keep, resizer), keep, resizer
@@ -163,14 +167,12 @@ def _own(resizer: Resizer, held: Any, axes: tuple[Factor | None, ...] | None) ->
 
 def _check_runs(found: Facts, small: GraphModule) -> None:
     """Run the new graph on fake tensors: it must give outputs of the original's shapes."""
+    seen = found.analysis
     try:
-        after = infer(small, found.analysis.input_shapes)
+        after = infer(small, typed(seen.input_shapes, seen.input_types), _ADVICE)
     except MBSError as error:
-        raise MBSError(
-            f"the reduced graph does not run: {error} Something in the graph counts channels in a way that was not "
-            "understood; name the module in opaque=, or register a rule (docs/rules.md)"
-        ) from error
+        raise MBSError(f"the reduced graph does not run: {error}") from error
     name = next(node.name for node in small.graph.nodes if node.op == "output")
     before = found.flow.shapes[name]
     if before != after[name]:
-        raise MBSError(f"the reduced graph gives outputs of shape {after[name]}, the original {before}")
+        raise MBSError(f"the reduced graph gives outputs of shape {after[name]}, the original {before}. {_ADVICE}.")
