@@ -91,12 +91,14 @@ def inherited(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
 
     Before them the original as it is, which is tested and not trained.
     """
-    kinds = (("mbs", True), ("uniform", True), ("torch-pruning", True), ("mbs", False))
-    return [Row(depth, "original", 1.0, "inherited", False, schedule, seeds[0]) for depth in depths] + [
+    kinds = [(method, True) for method in ("mbs", "uniform", "torch-pruning")]
+    found = [Row(depth, "original", 1.0, "inherited", False, schedule, seeds[0]) for depth in depths]
+    return found + [
         Row(depth, method, 1.0, "inherited", distill, schedule, seed)
         for depth in depths
+        for part in (kinds, [("mbs", False)])
         for seed in seeds
-        for method, distill in kinds
+        for method, distill in part
     ]
 
 
