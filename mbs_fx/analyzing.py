@@ -30,6 +30,7 @@ from mbs_fx.channels.pairing import pair
 from mbs_fx.channels.rules import register_count
 from mbs_fx.channels.streams import find_segments, find_streams
 from mbs_fx.channels.widths import Choices, choose
+from mbs_fx.collector import collector_paused
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
@@ -154,6 +155,7 @@ def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> st
     return digest.hexdigest()[:16]
 
 
+@collector_paused()
 def _facts(
     gm: GraphModule,
     shapes: Shapes,

@@ -1,5 +1,6 @@
 """What comes from outside a graph: inputs without a batch, hooks, computed weights, modules that nobody calls."""
 
+import gc
 import warnings
 
 import pytest
@@ -185,3 +186,18 @@ def test_a_weight_that_a_leaf_holds_too_stays_one(leaf_first):
     assert "are one tensor" in plan.kept["stem.0"]
     with torch.no_grad():
         assert difference(zeroed(gm, small.meta["mbs"])(*x), small(*x)) < 1e-10
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_left_as_it_was(enabled):
+    gm = mbs_fx.trace(Residual().eval(), SHAPE)
+    try:
+        gc.enable() if enabled else gc.disable()
+        _, plan = halved(gm)
+        mbs_fx.rewrite(gm, plan)
+        assert gc.isenabled() == enabled
+        with pytest.raises(MBSError):
+            mbs_fx.analyze(gm, (2, 3, 8))
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

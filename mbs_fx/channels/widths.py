@@ -56,15 +56,10 @@ class Choices:
 
     def _width(self, axis: Factor) -> Width:
         parts = axis.shape[0] if axis.ndim == 2 else 1
-        cells = self.cell[axis.reshape(-1)]
-        numbers, counts = np.unique(cells, return_counts=True)
-        fixed = int(counts[numbers < 0].sum())
-        terms = tuple(
-            (int(c), Fraction(int(n), self.cells[c].size * parts))
-            for c, n in zip(numbers, counts, strict=True)
-            if c >= 0
-        )
-        return Width(fixed // parts, terms)
+        counts = np.bincount(self.cell[axis.reshape(-1)] + 1, minlength=1)
+        present = (np.flatnonzero(counts[1:]) + 1).tolist()
+        terms = ((cell - 1, Fraction(int(counts[cell]), self.cells[cell - 1].size * parts)) for cell in present)
+        return Width(int(counts[0]) // parts, tuple(terms))
 
     def reason(self, axis: Factor) -> str:
         """Why an axis keeps its width."""

@@ -28,6 +28,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 _LIBRARIES = frozenset({"torch", "torchvision", "math", "operator", "_operator", "builtins"})
 _TRANSPOSES = frozenset({"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"})
 _RESHAPES_IN_PLACE = _TRANSPOSES | {"resize_", "resize_as_", "as_strided_", "set_"}
@@ -219,6 +220,8 @@ def _hashed(value: Any) -> Hashable | None:
 
 def _key(value: Any) -> Hashable:
     """Values with equal keys give equal layouts; 1, 1.0 and True are equal to Python, not to torch."""
+    if type(value) in _PLAIN:
+        return type(value), value
     if isinstance(value, Tensor):
         return _layout(value)
     if isinstance(value, tuple | list):

@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from mbs_fx.analysis import Operation
 from mbs_fx.channels.flow import Flow
-from mbs_fx.nodes.convs import any_conv, per_axis
+from mbs_fx.nodes.convs import any_conv, of_module, per_axis
 from mbs_fx.nodes.shapes import TensorShape
 
 
@@ -63,7 +63,7 @@ def _function(node: Node) -> str:
 
 def _window(flow: Flow, node: Node, module: Any, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel size and stride of a convolution or a pooling layer."""
-    spec = any_conv(flow.gm, node, flow.shapes)
+    spec = of_module(module) if module is not None else any_conv(flow.gm, node, flow.shapes)
     if spec is not None:
         return spec.kernel, spec.stride
     kernel, step = getattr(module, "kernel_size", None), getattr(module, "stride", None)

@@ -23,6 +23,7 @@ from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
+from mbs_fx.collector import collector_paused
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.shapes import infer, typed
 from mbs_fx.planning.allocation import from_widths
@@ -114,6 +115,7 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
         raise MBSError(f"the plan does not fit: it has no width for the convolution {missing}")
 
 
+@collector_paused()
 def _rewrite_graph(gm: GraphModule, plan: Plan, criterion: Criterion) -> tuple[GraphModule, Keep, Resizer]:
     found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
     keep = decide(found, plan, criterion)
@@ -165,6 +167,7 @@ def _own(resizer: Resizer, held: Any, axes: tuple[Factor | None, ...] | None) ->
     return copy.deepcopy(held)
 
 
+@collector_paused()
 def _check_runs(found: Facts, small: GraphModule) -> None:
     """Run the new graph on fake tensors: it must give outputs of the original's shapes."""
     seen = found.analysis
