@@ -202,6 +202,29 @@ def test_a_normalisation_of_channels_that_stay_and_of_others():
     assert error < 1e-10
 
 
+class LayerNorm2d(nn.LayerNorm):
+    """Over the channels of a map, as timm has it."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_normalisation_of_channels_that_stay():
+    class Normalised(Net):
+        def make(self):
+            self.first, self.last = LayerNorm2d(3), LayerNorm2d(5)
+
+        def forward(self, x):
+            return self.last(super().forward(self.first(x))[:, :, None, None])
+
+        def middle(self, x):
+            return x
+
+    small, error = reduced(Normalised().eval())
+    assert (small.first.normalized_shape, small.last.normalized_shape) == ((3,), (5,))
+    assert error < 1e-10
+
+
 @torch.fx.wrap
 def doubled(x):
     return torch.cat((x, x), 1)

@@ -142,7 +142,7 @@ def _channel_layer(flow: Flow, node: Node, axis: int, attributes: Callable[[Fact
     tensors: dict[str, tuple[Factor | None, ...]] = {
         name: (held,) if shape == (size,) else (None,) * len(shape) for name, shape in _own_tensors(module).items()
     }
-    flow.layer(path, held, attributes(held), tensors)
+    flow.layer(path, held, attributes(held) if held.any() else {}, tensors)
     return labels
 
 
@@ -167,7 +167,8 @@ def layer_norm_module(flow: Flow, node: Node) -> Any:
         return flow.freeze(node, "normalises over several axes")
     labels = flow.of(flow.source(node))
     plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 4
-    first = not plain and shape[1] == module.normalized_shape[0] and factor_on(labels, 1) is not None
+    size = module.normalized_shape[0]
+    first = not plain and shape[1] == size and (shape[-1] != size or factor_on(labels, 1) is not None)
     axis = 1 if first else len(shape) - 1
     labels = _channel_layer(flow, node, axis, lambda held: {"normalized_shape": (Count(held),)})
     if factor_on(labels, axis) is not None:
