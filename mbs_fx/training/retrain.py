@@ -91,7 +91,8 @@ def retrain(
         teacher: the original network, imitated with weight ``recipe.distill`` (0.5 where the recipe leaves it
             at 0).
         device: where to train; a GPU where there is one when absent.
-        checkpoint: written after every epoch; a run that was killed goes on from it and ends in the same bits.
+        checkpoint: written after every epoch; a run that was killed goes on from it, and ends in
+            the same bits where the device computes the same twice.
         log: one JSON line an epoch is appended.
         workers: processes that load the images of a data set.
         progress: True, False, or None for a bar on a terminal only.
