@@ -8,17 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import fields
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from cifar_rows import SCHEDULES
+from cifar_rows import SCHEDULES, TABLES, Row
 from tabulate import tabulate
 
 HERE = Path(__file__).parent
 PAPER = {20: (91.86, 91.19, 29.63), 32: (92.24, 91.82, 46.81), 44: (92.85, 92.16, 53.03)}
 PAPER |= {56: (93.09, 92.48, 59.30), 110: (93.58, 92.61, 66.47), 1202: (94.04, 93.06, 72.71)}
 SIZES = (1.4, 1.2, 1.0, 0.8, 0.6)
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+"""The 97.5 % quantile of Student's t by degrees of freedom."""
+
 NAMES = {"mbs": "MBS", "uniform": "uniform α", "torch-pruning": "Torch-Pruning", "original": "original"}
 
 Lines = list[dict[str, Any]]
@@ -57,7 +61,15 @@ def ahead(first: Lines, second: Lines) -> str:
     if not gaps:
         return ""
     spread = f" ± {stdev(gaps):.2f}" if len(gaps) > 1 else ""
-    return f"{mean(gaps):+.2f}{spread}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}"
+    return f"{mean(gaps):+.2f}{spread}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}{verdict(gaps)}"
+
+
+def verdict(gaps: list[float]) -> str:
+    """Whether so many seeds tell two means apart: a paired t test at 95 %."""
+    if len(gaps) - 1 not in STUDENT or not stdev(gaps):
+        return ""
+    apart = abs(mean(gaps)) > STUDENT[len(gaps) - 1] * stdev(gaps) / len(gaps) ** 0.5
+    return ", told apart" if apart else ", not told apart"
 
 
 def schedules(log: Log) -> list[str]:
@@ -77,19 +89,27 @@ def schedules(log: Log) -> list[str]:
     machines = ", ".join(
         f"{m} with torch {t}" for m, t in sorted({(x["machine"], x["versions"]["torch"]) for x in log.lines})
     )
-    return [*out, "", f"Machines: {machines}. Threads a run: {log.distinct('threads')}.", ""]
+    return [
+        *out,
+        "",
+        f"Machines: {machines}. Threads a run: {log.distinct('threads')}. Hours were taken beside other work.",
+        "",
+    ]
 
 
 def table1(log: Log, schedule: str) -> list[str]:
     rows = []
     for depth in log.distinct("depth", schedule=schedule):
         of = {"depth": depth, "schedule": schedule, "k": 1.0}
-        whole, fresh = log.of(method="original", **of), log.of(method="mbs", init="fresh", distill=False, **of)
+        whole, fresh = (
+            log.of(method="original", init="fresh", **of),
+            log.of(method="mbs", init="fresh", distill=False, **of),
+        )
         taught = log.of(method="mbs", init="inherited", distill=True, **of)
-        if not (whole or fresh):
+        if not (whole and fresh):
             continue
         paper = "{:.2f} → {:.2f}, {:.2f} % fewer".format(*PAPER[depth])
-        params = (fresh or whole)[0]["params"]
+        params = fresh[0]["params"]
         rows.append((f"ResNet-{depth}", accuracy(whole), accuracy(fresh), accuracy(taught), f"{params:,}", paper))
     headers = ("network", "original", "MBS, fresh", "MBS, inherited and distilled", "parameters", "paper")
     return ["### Table 1: z = L", "", *table(rows, headers)] if rows else []
@@ -105,11 +125,13 @@ def fig4(log: Log, schedule: str) -> list[str]:
                 rows.append(
                     (f"ResNet-{depth}", f"{k:g} L", str(lines[0]["widths"]), f"{lines[0]['params']:,}", accuracy(lines))
                 )
-    return (
-        ["### Figure 4: z from 1.4 L to 0.6 L", "", *table(rows, ("network", "z", "widths", "parameters", "accuracy"))]
-        if rows
-        else []
-    )
+    if len(rows) < 2:
+        return []
+    return [
+        "### Figure 4: z from 1.4 L to 0.6 L",
+        "",
+        *table(rows, ("network", "z", "widths", "parameters", "accuracy")),
+    ]
 
 
 def versus(log: Log, title: str, init: str, distill: bool, schedule: str) -> list[str]:
@@ -140,7 +162,7 @@ def versus(log: Log, title: str, init: str, distill: bool, schedule: str) -> lis
         for line in log.of(method="original", init="inherited", schedule=schedule)
         if init == "inherited"
     ]
-    return [f"### {title}", "", *originals, "", *table(rows, (*headers, "MBS minus this"))]
+    return [f"### {title}", "", *(f"{line}\n" for line in originals), *table(rows, (*headers, "MBS minus this"))]
 
 
 def before(lines: Lines) -> list[str]:
@@ -163,13 +185,25 @@ def follows(log: Log) -> list[str]:
     return ["## One thing changed", "", *out, ""] if out else []
 
 
+def open_rows(log: Log) -> list[str]:
+    """How much of the paper's tables nobody has run by the paper's schedule."""
+    names = [field.name for field in fields(Row)]
+    done = {Row(**{name: line[name] for name in names}) for line in log.lines}
+    out = ["## Not run", "", "By schedule `paper`, of ResNet-20, 32 and 56 with 3 seeds:", ""]
+    for name, rows_of in TABLES.items():
+        rows = rows_of([20, 32, 56], [0, 1, 2], "paper")
+        out.append(f"- `{name}`: {len(set(rows) - done)} of {len(rows)} runs")
+    return [*out, ""]
+
+
 def page(lines: Lines) -> str:
     log = Log(lines)
     out = [
         "# Results", "",
         "Made by `python benchmarks/results.py` of `benchmarks/logs/cifar10.jsonl`, a line per run; "
         "`benchmarks/cifar10.py` says how to run a row again. CIFAR-10, accuracy in % on the 10,000 test images after "
-        "the last epoch: mean ± standard deviation (number of seeds). Flops are multiply-adds of the convolutions.", "",
+        "the last epoch: mean ± standard deviation (number of seeds). Differences are of the same seeds; they are told "
+        "apart where a paired t test at 95 % does so. Flops are multiply-adds of the convolutions.", "",
         *schedules(log),
     ]  # fmt: skip
     for schedule in log.distinct("schedule"):
@@ -180,7 +214,7 @@ def page(lines: Lines) -> str:
             *versus(log, "Equal size, inherited weights, the original as teacher", "inherited", True, schedule),
             *versus(log, "Equal size, inherited weights", "inherited", False, schedule),
         ]  # fmt: skip
-    return "\n".join([*out, *follows(log)]).rstrip() + "\n"
+    return "\n".join([*out, *follows(log), *open_rows(log)]).rstrip() + "\n"
 
 
 def main() -> None:
