@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
@@ -32,13 +32,10 @@ from mbs_fx.channels.streams import find_segments, find_streams
 from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.collector import collector_paused
 from mbs_fx.errors import MBSError
+from mbs_fx.nodes.inputs import Example, Shapes, inputs_of
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
-from mbs_fx.nodes.shapes import infer, typed, types_of
-
-Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | None
-
-Shapes = tuple[tuple[int, ...], ...]
+from mbs_fx.nodes.shapes import infer, typed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +61,8 @@ def analyze(
 
     Args:
         gm: a traced graph whose leaves are modules (`mbs_fx.trace`, `torch.fx.symbolic_trace`, others').
-        example: an input tensor, its shape, or one per input; None where the graph's placeholders carry
-            ``tensor_meta`` or ``val`` (after ShapeProp, for instance).
+        example: an input tensor, its shape, or one per input; None where the graph knows its inputs, traced with an
+            example (`mbs_fx.trace`), after ShapeProp, or made by `rewrite`.
         opaque: modules to scale as a whole, by class or by regular expression on the module path.
         strict: an operation through which channels cannot be followed is an error; otherwise the widths that
             enter it are kept, and `Analysis.kept` says why.
@@ -74,8 +71,8 @@ def analyze(
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
 
     """
-    shapes = input_shapes(gm, example)
-    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else (), input_types(gm, example))
+    shapes, types = inputs_of(gm, example)
+    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else (), types)
     if strict and found.flow.refused:
         first, *rest = dict.fromkeys(found.flow.refused)
         more = f" (and {len(rest)} more)" if rest else ""
@@ -84,44 +81,6 @@ def analyze(
             "docs/rules.md shows how to add a rule"
         )
     return found.analysis
-
-
-def input_shapes(gm: GraphModule, example: Example) -> Shapes:
-    """The shape of every tensor input, from an example or from what the placeholders carry."""
-    if example is None:
-        held = [_carried(node) for node in gm.graph.nodes if node.op == "placeholder" and not node.args]
-        if not held or None in held:
-            raise MBSError(
-                "the input shape is not known: pass an example or its shape, as analyze(gm, (1, 3, 224, 224)), or "
-                "run ShapeProp first"
-            )
-        return tuple(shape for shape in held if shape is not None)
-    if isinstance(example, Tensor):
-        return (tuple(example.shape),)
-    items = tuple(example)
-    if items and all(isinstance(i, int) for i in items):
-        return (tuple(int(i) for i in items),)  # type: ignore[arg-type]
-    return tuple(tuple(i.shape) if isinstance(i, Tensor) else tuple(i) for i in items)  # type: ignore[union-attr,arg-type]
-
-
-def input_types(gm: GraphModule, example: Example) -> tuple[str, ...]:
-    """The type of every input of whole numbers (`mbs_fx.nodes.shapes.types_of`)."""
-    if example is None:
-        held: Any = [_noted(node, "dtype") for node in gm.graph.nodes if node.op == "placeholder" and not node.args]
-    else:
-        held = [example] if isinstance(example, Tensor) else example
-    return types_of(held)
-
-
-def _carried(node: Node) -> tuple[int, ...] | None:
-    shape = _noted(node, "shape")
-    return None if shape is None else tuple(int(s) for s in shape)
-
-
-def _noted(node: Node, name: str) -> Any:
-    """What others left about the value of a placeholder."""
-    held = (getattr(node.meta.get(key), name, None) for key in ("tensor_meta", "val", "example_value"))
-    return next((value for value in held if value is not None), None)
 
 
 def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> Facts:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader
 
-from mbs_fx.analyzing import Example, analyze
+from mbs_fx.analyzing import analyze
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
 from mbs_fx.measuring.result import Density
+from mbs_fx.nodes.inputs import Example
 from mbs_fx.planning.composing import plan_in
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.overrides import Key

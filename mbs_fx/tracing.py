@@ -10,6 +10,7 @@ Semantics
   itself (modes, statistics, attributes) is not changed, nor is the random state.  Hooks of the model fire
   on copies of it.
 - A GraphModule is returned as it is.
+- Traced with an example, the graph knows the shapes of its inputs, and later calls need none.
 
 ``gm.meta`` then holds
 - ``"mbs_tracing"``: the strategy that worked;
@@ -27,6 +28,7 @@ import torch
 from torch import fx, nn
 
 from mbs_fx.errors import MBSError
+from mbs_fx.nodes.inputs import carry_inputs
 from mbs_fx.tracers.check import RunError, copied, disagreement, outputs
 from mbs_fx.tracers.concrete import trace_concretely
 from mbs_fx.tracers.example import Example, arguments, example_of
@@ -63,7 +65,9 @@ def trace(model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[
             wrong[f"the graph does not compute what the model computes, {difference}"] = name
             continue
         gm.meta["mbs_tracing"] = name
-        gm.meta["mbs_notes"] += () if inputs is None else _notes(model, gm, inputs, strategy)
+        if inputs is not None:
+            gm.meta["mbs_notes"] += _notes(model, gm, inputs, strategy)
+            carry_inputs(gm, [argument.value for argument in arguments(model, inputs)])
         return gm
     raise MBSError(_untraceable(model, wrong, inputs))
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from tracing_helpers import SHAPE, Net, asserted, images, targets
 
+import mbs_fx
 from mbs_fx.errors import MBSError
 from mbs_fx.tracing import trace
 
@@ -145,3 +146,31 @@ def test_a_graph_that_computes_something_else_is_an_error():
 
     with pytest.raises(MBSError, match="does not compute what the model computes"):
         trace(Net(different).eval(), SHAPE)
+
+
+class Gated(Net):
+    def forward(self, x, gain=None, twice=False):
+        x = super().forward(x) if gain is None else super().forward(x) * gain
+        return x * 2 if twice else x
+
+
+def test_later_calls_know_the_inputs_of_an_example():
+    model, gain = Gated(nn.ReLU()).eval(), torch.rand(2, 1, 1, 1)
+    shapes = (SHAPE, (2, 1, 1, 1))
+    for example in ((images(), gain), (images(), gain, True), {"x": images(), "gain": gain}):
+        gm = trace(model, example)
+        assert mbs_fx.analyze(gm).input_shapes == shapes
+        assert mbs_fx.analyze(gm, example).input_shapes == shapes
+    assert torch.equal(trace(model, (images(), gain, True))(images(), gain), model(images(), gain, True))
+
+
+def test_a_reduced_network_knows_its_inputs():
+    once = mbs_fx.reduce(trace(Net(nn.ReLU()).eval(), SHAPE))
+    assert mbs_fx.analyze(mbs_fx.reduce(once)).input_shapes == (SHAPE,)
+
+
+@pytest.mark.parametrize("example", [3, "image", (SHAPE, "gain"), (SHAPE, (2, 1, 1, 1), 1, 1)])
+def test_an_example_that_is_none_is_refused(example):
+    gm = trace(Gated(nn.ReLU()).eval(), (SHAPE, (2, 1, 1, 1), True))
+    with pytest.raises(MBSError, match=r"shape as a tuple|leave out the last"):
+        mbs_fx.analyze(gm, example)
