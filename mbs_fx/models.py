@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -121,10 +122,13 @@ def _from_torchvision(name: str, trained: bool) -> Source:
 
     if name not in models.list_models():
         raise MBSError(f"torchvision has no network {name!r}; torchvision.models.list_models() names them")
-    weights = "DEFAULT" if trained else None
+    given: dict[str, Any] = {"weights": "DEFAULT" if trained else None}
+    if not trained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
+        given["weights_backbone"] = None  # segmentation and detection fetch those of their backbone otherwise
     with _fetching(f"torchvision/{name}"):
-        model = models.get_model(name, weights=weights)
-    code = ("import torchvision", f"model = torchvision.models.get_model({name!r}, weights={weights!r})")
+        model = models.get_model(name, **given)
+    written = "".join(f", {key}={value!r}" for key, value in given.items())
+    code = ("import torchvision", f"model = torchvision.models.get_model({name!r}{written})")
     seen = models.get_model_weights(name)["DEFAULT"].transforms()
     size = getattr(seen, "crop_size", [224])[0]
     return Source(model, name, code, _prepared(size, getattr(seen, "mean", None), getattr(seen, "std", None)))
@@ -183,7 +187,8 @@ def _fetching(spec: str) -> Generator[None]:
         yield
     except (OSError, RuntimeError) as error:
         raise MBSError(
-            f"the weights of {spec} could not be fetched ({_line(error)}); name their file, or 'none'"
+            f"the weights of {spec} could not be fetched ({_line(error)}); name a file of weights, "
+            "or 'none' for fresh ones"
         ) from error
 
 

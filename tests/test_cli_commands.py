@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
+import torchvision
 
 import mbs_fx
+from mbs_fx import sample
 from mbs_fx.cli import main
 
 NET = """
@@ -89,11 +92,59 @@ def test_the_code_that_is_shown_does_the_same(run, workplace, command):
     place = ("net.svg",) if command == "draw" else ()
     code, out, _ = run(command, *place, *MODEL, "--show-code")
     assert code == 0
-    made = [path for path in workplace.iterdir() if path.suffix in (".json", ".safetensors", ".svg")]
+    made = {path: path.read_bytes() for path in workplace.iterdir() if path.suffix in (".json", ".safetensors", ".svg")}
     for path in made:
         path.unlink()
+    torch.manual_seed(0)
     exec(out, {})
-    assert [path for path in made if not path.exists()] == []
+    assert {path: path.read_bytes() for path in made} == made
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["measure", "--max-images", "16", "--out", "d.json"],
+        ["plan", "--density", "given.json", "--max-flops", "80%", "--keep", "conv1", "--beta", "m2=0.8"],
+        ["sweep", "--density", "given.json", "--round-to", "4", "--out", "all.json"],
+        ["reduce", "--plan", "plan.json", "--density", "given.json", "--report", "out.html", "--init", "fresh"],
+        ["draw", "net.html", "--density", "given.json", "--plan", "plan.json"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_option_is_in_the_code_that_is_shown(run, workplace, arguments):
+    if "--report" in arguments:
+        pytest.importorskip("matplotlib", reason="the extra 'pictures' is not installed")
+    mbs_fx.measure(mbs_fx.trace(sample.trained()), sample.images()[:32]).save("given.json")
+    run("plan", "--density", "given.json", "--out", "plan.json")
+    given = set(workplace.iterdir())
+    torch.manual_seed(0)
+    code, out, _ = run(*arguments, "--show-code")
+    assert code == 0
+    made = {path: path.read_bytes() for path in set(workplace.iterdir()) - given}
+    for path in made:
+        path.unlink()
+    torch.manual_seed(0)
+    exec(out, {})
+    assert {path: path.read_bytes() for path in made} == made
+
+
+def test_weights_are_fetched_only_to_measure(run, monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        torchvision.models, "get_model", lambda name, **given: built.append(given) or torchvision.models.resnet18()
+    )
+    assert run("plan", "torchvision/fcn_resnet50", "--size", "64")[0] == 0
+    assert run("sweep", "torchvision/resnet18", "--size", "64")[0] == 0
+    assert built == [{"weights": None, "weights_backbone": None}, {"weights": None}]
+    run("reduce", "torchvision/resnet18", "--size", "64")
+    assert built[2] == {"weights": "DEFAULT"}
+
+
+def test_what_a_report_needs_is_looked_for_first(run, workplace, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    before = set(workplace.iterdir())
+    assert "pip install" in run("reduce", *MODEL, "--report", "out.html")[2]
+    assert set(workplace.iterdir()) == before
 
 
 @pytest.mark.parametrize(
@@ -108,6 +159,21 @@ def test_the_code_that_is_shown_does_the_same(run, workplace, command):
         (["measure", *MODEL], "--images DIR"),
         (["reduce", *MODEL, "--plan", "new.json"], "version 99"),
         (["reduce", *MODEL, "--plan", "new.json", "--z", "0.5"], "leave out z"),
+        (["reduce", *MODEL, "--plan", "new.json", "--images", "."], "leave out images"),
+        (["sweep", *MODEL, "--density", "new.json"], "new.json"),
+        (["reduce", *MODEL, "--out", "nowhere/small"], "no folder nowhere"),
+        (["reduce", *MODEL, "--report", "nowhere/out.html"], "no folder nowhere"),
+        (["reduce", *MODEL, "--report", "out.pdf"], ".pdf"),
+        (["measure", "--out", "nowhere/d.json"], "no folder nowhere"),
+        (["sweep", *MODEL, "--out", "nowhere/s.json"], "no folder nowhere"),
+        (["draw", "nowhere/net.svg", *MODEL], "no folder nowhere"),
+        (["draw", "net.svg", *MODEL, "--plan", "new.json"], "version 99"),
+        (["show", "new.json"], "version 99"),
+        (["plan", *MODEL, "--keep", "9x9"], "9x9"),
+        (["plan", *MODEL, "--keep", "m0", "--beta", "m0=0.5"], "m0"),
+        (["plan", *MODEL, "--beta", "m0=1.5"], "1.5"),
+        (["plan", *MODEL, "--width", "[0]=9"], "9"),
+        (["plan", *MODEL, "--max-params", "0%"], "0%"),
         (["draw", "net.bmp", *MODEL], ".bmp"),
         (["show", "net.py"], "not a file of mbs-fx"),
         (["show", "absent.json"], "cannot be read"),

@@ -9,7 +9,7 @@ import typer
 
 from mbs_fx.cli import options
 from mbs_fx.cli.files import outputs
-from mbs_fx.cli.session import SHIPPED, Session
+from mbs_fx.cli.session import SHIPPED, Session, needed
 
 
 def plan(
@@ -40,7 +40,7 @@ def plan(
         z=z, max_params=max_params, max_flops=max_flops, max_bytes=max_bytes, max_latency_ms=max_latency_ms,
         round_to=round_to, min_width=min_width, keep=keep, betas=beta, widths=width,
     )  # fmt: skip
-    session = Session(model, weights, size, opaque)
+    session = Session(model, needed(weights, model, images, density), size, opaque)
     (path,) = outputs(out, f"{session.source.name}-plan", (".json",))
     found = session.measure(images, density, z, device, batch_size=batch)
     made = session.plan(found, asked, device)

@@ -60,13 +60,19 @@ def reduce(
         z=z, max_params=max_params, max_flops=max_flops, max_bytes=max_bytes, max_latency_ms=max_latency_ms,
         round_to=round_to, min_width=min_width, keep=keep, betas=beta, widths=width,
     )  # fmt: skip
-    if plan is not None and asked:
-        raise MBSError(f"--plan decides all widths: leave out {', '.join(asked)}")
+    refused = [*asked, *(() if images is None else ("images",))]
+    if plan is not None and refused:
+        raise MBSError(f"--plan decides all widths: leave out {', '.join(refused)}")
+    if report is not None:
+        from mbs_fx.pictures.reporting import report_target
+
+        report = report_target(report)
     session = Session(model, weights, size, opaque)
     paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"))
     if plan is not None:
-        made, found = mbs_fx.Plan.from_json(plan), None
+        made = mbs_fx.Plan.from_json(plan)
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
+        found = session.load(density)
     else:
         reading = {"batch_size": batch, "max_images": max_images, "workers": workers}
         found = session.measure(images, density, z, device, **reading)
@@ -77,8 +83,10 @@ def reduce(
     session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
     files = [*paths]
     if report is not None:
-        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=session.source.name))
-        session.say("", f"mbs_fx.write_report(analysis, {'density' if found else None}, plan, {str(report)!r})")
+        title = session.source.name
+        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=title))
+        given = f"{'density' if found else None}, plan, {str(report)!r}, title={title!r}"
+        session.say("", f"mbs_fx.write_report(analysis, {given})")
     loading = _code(session.source.code, paths)
     document = {"plan": json.loads(small.meta["mbs"].to_json()), "files": list(map(str, files)), "code": loading}
     session.tell(_text(small.meta["mbs"], files, init, loading), document, as_json, show_code)

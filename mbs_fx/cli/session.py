@@ -62,8 +62,7 @@ class Session:
         if images is not None and file is not None:
             raise MBSError("give --images or --density, not both")
         if file is not None:
-            self.say("density", f"mbs_fx.Density.load({str(file)!r})")
-            return mbs_fx.Density.load(file)
+            return self.load(file)
         seen = self._images(images)
         if seen is None:
             self.say("density", "None")
@@ -73,6 +72,15 @@ class Session:
             "density", f"mbs_fx.measure(gm, images, analysis=analysis, z={at}, device={str(where)!r}{_more(**reading)})"
         )
         return mbs_fx.measure(self.gm, seen, analysis=self.analysis, z=at, device=where, **reading)
+
+    def load(self, file: Path | None) -> mbs_fx.Density | None:
+        """Densities from a file, if one was named."""
+        import mbs_fx
+
+        if file is None:
+            return None
+        self.say("density", f"mbs_fx.Density.load({str(file)!r})")
+        return mbs_fx.Density.load(file)
 
     def _images(self, images: Path | None) -> ImageFolder | Tensor | None:
         from mbs_fx import sample
@@ -115,6 +123,12 @@ class Session:
             print(document if isinstance(document, str) else json.dumps(document))
         else:
             print(text)
+
+
+def needed(weights: str | None, model: str, images: Path | None, density: Path | None) -> str | None:
+    """The weights to load: those that were named; none where nothing is measured."""
+    measured = density is None and (images is not None or model == SHIPPED)
+    return weights if measured or weights is not None else "none"
 
 
 def device_named(name: str | None) -> torch.device:

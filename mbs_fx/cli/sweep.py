@@ -9,7 +9,7 @@ import typer
 
 from mbs_fx.cli import options
 from mbs_fx.cli.files import outputs
-from mbs_fx.cli.session import SHIPPED, Session
+from mbs_fx.cli.session import SHIPPED, Session, needed
 
 
 def sweep(
@@ -32,7 +32,7 @@ def sweep(
     import mbs_fx
 
     asked = options.planning(round_to=round_to, min_width=min_width, keep=keep)
-    session = Session(model, weights, size, opaque)
+    session = Session(model, needed(weights, model, images, density), size, opaque)
     paths = outputs(out, f"{session.source.name}-sweep", (".json",)) if out is not None else ()
     found = session.measure(images, density, None, device, batch_size=batch)
     made = mbs_fx.sweep(session.analysis, found, **asked)

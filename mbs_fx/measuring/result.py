@@ -162,7 +162,10 @@ class Density:
             text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise MBSError(f"{path}: cannot read the density: {error}") from error
-        return Density.from_json(text)
+        try:
+            return Density.from_json(text)
+        except MBSError as error:
+            raise MBSError(f"{path}: {error}") from error
 
 
 def fingerprint(analysis: Analysis) -> str:

@@ -78,14 +78,19 @@ def write_report(
             a plan of another network.
 
     """
-    path = target(path, "a report", (".html",))
-    require_matplotlib("a report")
+    path = report_target(path)
     analysis, plan = network(x, None, plan, example)
     if analysis is None:
         raise MBSError("a report needs the network that the plan was made for: pass the analysis, and plan=")
     plan = plan if plan is not None else make_plan(analysis, density)
     write_text(path, _page(scene(analysis, density, plan, None), sweep(analysis, density), plan, title))
     return path
+
+
+def report_target(path: str | Path) -> Path:
+    """The path of a report, once it is known that one can be made and written there."""
+    require_matplotlib("a report")
+    return target(path, "a report", (".html",))
 
 
 def _page(seen: Scene, swept: Sweep, plan: Plan, title: str) -> str:

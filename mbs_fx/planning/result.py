@@ -86,16 +86,18 @@ class Plan:
         if not text.lstrip().startswith("{"):
             try:
                 text = Path(source).read_text()
-            except OSError as error:
-                raise MBSError(f"{source}: cannot read the plan: {error.strerror}") from error
+            except (OSError, UnicodeDecodeError) as error:
+                raise MBSError(f"{source}: cannot read the plan: {error}") from error
+        name = source if text != str(source) else "the plan"
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise MBSError(f"{source if text != str(source) else 'plan'}: not JSON: {error}") from error
+            raise MBSError(f"{name}: not JSON: {error}") from error
         if not isinstance(data, dict) or data.get("format") != "mbs_fx.plan":
-            raise MBSError("not a plan: the file has no format 'mbs_fx.plan'")
+            raise MBSError(f"{name}: not a plan: there is no format 'mbs_fx.plan'")
         if data.get("version") != VERSION:
-            raise MBSError(f"plan version {data.get('version')}: this mbs_fx reads version {VERSION}; update it")
+            found = data.get("version")
+            raise MBSError(f"{name}: a plan of version {found}, and this mbs_fx reads version {VERSION}; update it")
         return _plan_of(data)
 
     def __str__(self) -> str:
