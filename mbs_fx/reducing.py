@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mbs_fx.analyzing import analyze
 from mbs_fx.errors import MBSError
@@ -128,19 +128,19 @@ def _peek(images: Any) -> tuple[Any, Tensor]:
     if isinstance(images, Iterator):
         first = next(images, None)
         images = chain([first], images)
-    elif isinstance(images, DataLoader) or not hasattr(images, "__getitem__"):
+    elif isinstance(images, DataLoader | IterableDataset) or not hasattr(images, "__getitem__"):
         first = next(iter(images), None)
     else:
         first = images[:2] if isinstance(images, Tensor) else images[0] if len(images) else None
     tensor = _image_in(first)
     if tensor is None:
         raise MBSError("images: nothing in there is a batch of images (a floating point tensor N x C x H x W)")
-    return images, tensor if tensor.dim() > 3 else tensor.unsqueeze(0)
+    return images, tensor[:2] if tensor.dim() > 3 else tensor.unsqueeze(0)
 
 
 def _image_in(item: Any) -> Tensor | None:
     """The first floating-point tensor in a tensor, a pair, or a dict."""
     if isinstance(item, Tensor):
-        return item[:2] if item.is_floating_point() and item.dim() > 2 else None
+        return item if item.is_floating_point() and item.dim() > 2 else None
     parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
     return next((found for part in parts if (found := _image_in(part)) is not None), None)

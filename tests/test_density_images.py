@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
+import mbs_fx
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
 
@@ -55,6 +56,12 @@ def test_all_forms_of_images_give_the_same_counts(form: str) -> None:
     density = whole(gm, FORMS[form](images))
     assert density.images == 20
     assert dict(density.nonzero) == expected.nonzero
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_of_images_show_the_input_shape(form: str) -> None:
+    small = mbs_fx.reduce(graph(), FORMS[form](torch.randn(20, 3, 16, 16)), max_images=5)
+    assert small.meta["mbs"].input_shapes[0][1:] == (3, 16, 16)
 
 
 def test_images_of_mixed_sizes_have_equal_weight() -> None:

@@ -1,7 +1,11 @@
-"""Every Python block in the documentation runs."""
+"""Every Python block in the documentation runs, and what its pages name exists."""
 
+import argparse
+import importlib
 import re
+import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -26,3 +30,36 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in PAGES if f"]({page.name})" not in index] == ["README.md", "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_names_exist(page):
+    for name in set(re.findall(r"`(mbs_fx(?:\.\w+)+)", page.read_text())):
+        resolve_name(name)
+
+
+COMMANDS = sorted(set(re.findall(r"`python benchmarks/(\w+)\.py ?([^`]*)`", (ROOT / "docs" / "paper.md").read_text())))
+
+
+@pytest.mark.parametrize(("script", "options"), COMMANDS, ids=lambda text: text)
+def test_commands_are_understood(script, options, monkeypatch):
+    """The parser of the script takes them; nothing is run after it."""
+
+    class UnderstoodError(Exception):
+        pass
+
+    def parsed(self, *rest):
+        real(self, *rest)
+        raise UnderstoodError
+
+    real = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    monkeypatch.setattr(sys, "argv", [script, *options.split()])
+    module = importlib.import_module(script)
+    with pytest.raises(UnderstoodError):
+        module.main()
