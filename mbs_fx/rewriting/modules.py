@@ -27,8 +27,8 @@ from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.result import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
+from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.resizing import Resizer
-from mbs_fx.rewriting.rewrite import decide
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.tracers.check import copied
 from mbs_fx.tracers.example import place_and_dtype
