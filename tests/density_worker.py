@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
+from mbs_fx.measuring.ranks import join
 from mbs_fx.measuring.result import Density
 
 
@@ -48,6 +49,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     (folder / f"whole.{rank}").write_text(run().to_json())
+    for turn in range(20):
+        with join(10) as ranks:
+            assert ranks.exchange((rank, turn)) == [(0, turn), (1, turn)]
+    dist.destroy_process_group()
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
     (folder / f"stops.{rank}").write_text(run(confidence=0.9).to_json())
     for trouble in ("fails", "dies"):

@@ -27,4 +27,8 @@ def run(worker: Path, folder: Path) -> list[int]:
             subprocess.Popen([sys.executable, str(worker), str(folder)], env=common | {"RANK": rank}, stderr=log)
             for rank in "01"
         ]
-        return [process.wait(timeout=120) for process in processes]
+        try:
+            return [process.wait(timeout=240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()

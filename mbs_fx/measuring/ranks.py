@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Ranks:
             dist.all_gather_object(everyone, own, group=self.group)
         except RuntimeError as error:
             raise MBSError(
-                f"rank {self.rank} lost the others while measuring ({str(error).splitlines()[0]}): a process "
+                f"rank {self.rank} lost the others ({str(error).splitlines()[0]}): a process "
                 f"ended or did not answer within {self.timeout.total_seconds():g} s. See the log of that rank"
             ) from error
         return everyone
@@ -66,14 +67,18 @@ class Ranks:
 
 @contextmanager
 def join(timeout: float) -> Generator[Ranks]:
-    """All processes of this run; just this one where there was no torchrun and no process group."""
+    """All processes of this run; just this one where there was no torchrun and no process group.
+
+    A group that is started here stays until the process ends: processes that leave one and start the next at
+    different times meet each other's old addresses in the store, and wait for ever.
+    """
     limit = timedelta(seconds=timeout)
     if not dist.is_available():
         yield Ranks()
         return
-    started = not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-    if started:
-        dist.init_process_group("gloo", timeout=limit)
+    if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group(timeout=limit)
+        atexit.register(_leave)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield Ranks()
         return
@@ -81,4 +86,9 @@ def join(timeout: float) -> Generator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), group, limit)
     finally:
-        dist.destroy_process_group() if started else dist.destroy_process_group(group)
+        dist.destroy_process_group(group)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

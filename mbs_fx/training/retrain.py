@@ -9,13 +9,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.fast import LAYOUTS, fast_dtype
-from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.measuring.ranks import Ranks, join
 from mbs_fx.training import checkpoint as checkpoints
 from mbs_fx.training.batches import drawing, testing_batches, training_batches
 from mbs_fx.training.checkpoint import Run
@@ -38,6 +36,9 @@ from mbs_fx.training.result import Epoch, Training, append_line, epoch_line
 
 LOOKS = 50
 """Steps between two looks at whether the loss is still a number; a look waits for the device."""
+
+TIMEOUT = 1800.0
+"""Seconds after which a process that does not answer is given up: saving and testing fit."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def retrain(
     if teacher is None and recipe.distill:
         raise MBSError(f"retrain: the recipe has distill={recipe.distill:g}, but there is no teacher: give one")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with _joined(where) as ranks:
+    with join(TIMEOUT) as ranks:
         batches = training_batches(train, recipe, ranks, workers)
         tests = None if test is None else testing_batches(test, recipe, workers)
         run, setting = _set_up(model, teacher, recipe, where, ranks, progress, len(batches))
@@ -235,20 +236,3 @@ def _check_finite(loss: float, epoch: int, step: int, run: Run, checkpoint: str 
         f"epoch {epoch}, step {step}: the loss is {loss} ({before}): the run diverged. Lower the learning rate, or "
         f"look for images that are no numbers{kept}"
     )
-
-
-@contextmanager
-def _joined(device: torch.device) -> Any:
-    """The processes of this run, with a group for gradients on ``device``'s own network."""
-    started = not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-    if started:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        yield Ranks()
-        return
-    group = dist.new_group(backend="gloo")
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), group)
-    finally:
-        if started:
-            dist.destroy_process_group()
