@@ -52,9 +52,11 @@ class Keep:
         """How many labels stay in each of several equal parts of a factor."""
         choices = self.facts.choices
         labels = factor.reshape(-1)
-        opaque = choices.opaque[labels]
-        total = Fraction(int(self.stays[labels[~opaque]].sum()))
-        if opaque.any():
+        opaque = choices.opaque[labels] if choices.opaque_cells else None
+        if opaque is None:
+            total = Fraction(int(np.count_nonzero(self.stays[labels])))
+        else:
+            total = Fraction(int(np.count_nonzero(self.stays[labels[~opaque]])))
             cells, found = np.unique(choices.cell[labels[opaque]], return_counts=True)
             for cell, number in zip(cells, found, strict=True):
                 whole = self.facts.analysis.cells[cell].size if cell >= 0 else 1
