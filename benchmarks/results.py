@@ -61,7 +61,7 @@ def ahead(first: Lines, second: Lines) -> str:
     if not gaps:
         return ""
     spread = f" ± {stdev(gaps):.2f}" if len(gaps) > 1 else ""
-    return f"{mean(gaps):+.2f}{spread}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)}{verdict(gaps)}"
+    return f"{mean(gaps):+.2f}{spread}, ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds{verdict(gaps)}"
 
 
 def verdict(gaps: list[float]) -> str:
@@ -181,7 +181,7 @@ def follows(log: Log) -> list[str]:
         for schedule, depth, k in sorted({(x["schedule"], x["depth"], x["k"]) for x in log.lines}):
             of = {"schedule": schedule, "depth": depth, "k": k, "method": "mbs", **both}
             if gap := ahead(log.of(**of, **one), log.of(**of, **other)):
-                out.append(f"- {what}: {gap} seeds; MBS, ResNet-{depth}, {k:g} L, `{schedule}`")
+                out.append(f"- {what}: {gap}; MBS, ResNet-{depth}, {k:g} L, `{schedule}`")
     return ["## One thing changed", "", *out, ""] if out else []
 
 
