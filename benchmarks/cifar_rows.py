@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mbs_fx
 
@@ -75,10 +76,10 @@ def fig4(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
     ]
 
 
-def fig5(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+def fig5(depths: list[int], seeds: list[int], schedule: str, init: str = "fresh") -> list[Row]:
     """MBS against one factor for every layer at equal parameters, from fresh weights, at three sizes."""
     return [
-        Row(depth, method, k, "fresh", False, schedule, seed)
+        Row(depth, method, k, init, False, schedule, seed)
         for depth in depths
         for k in (1.0, 0.6, 1.4)
         for seed in seeds
@@ -106,5 +107,6 @@ TABLES: dict[str, Callable[[list[int], list[int], str], list[Row]]] = {
     "table1": table1,
     "fig4": fig4,
     "fig5": fig5,
+    "fig5-inherited": partial(fig5, init="inherited"),
     "inherited": inherited,
 }
