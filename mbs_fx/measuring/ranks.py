@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
@@ -65,20 +66,27 @@ class Ranks:
         return [cast("T", value) for value, _ in everyone]
 
 
+_TURNS = count()
+
+
 @contextmanager
 def join(timeout: float) -> Generator[Ranks]:
     """All processes of this run; just this one where there was no torchrun and no process group.
 
-    A group that is started here stays until the process ends: processes that leave one and start the next at
-    different times meet each other's old addresses in the store, and wait for ever.
+    A group that is started here ends here.  Every one has a part of the store for itself: processes that leave one
+    and start the next at different times would meet each other's old addresses, and wait for ever.
     """
     limit = timedelta(seconds=timeout)
     if not dist.is_available():
         yield Ranks()
         return
-    if not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
-        dist.init_process_group(timeout=limit)
-        atexit.register(_leave)
+    started = not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+    if started:
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        store, rank, world = _meeting(limit)
+        own = PrefixStore(f"mbs_fx/{next(_TURNS)}", store)
+        dist.init_process_group(store=own, rank=rank, world_size=world, timeout=limit)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield Ranks()
         return
@@ -86,9 +94,13 @@ def join(timeout: float) -> Generator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), group, limit)
     finally:
-        dist.destroy_process_group(group)
+        dist.destroy_process_group() if started else dist.destroy_process_group(group)
 
 
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+@cache
+def _meeting(limit: timedelta) -> tuple[Any, int, int]:
+    """The store where the processes of torchrun meet, this one's rank, and how many there are."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    return store, rank, world
