@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import mbs_fx
 from mbs_fx import MBSError
@@ -62,3 +64,34 @@ def test_weights_that_do_not_fit_are_refused(small):
 def test_what_was_not_reduced_carries_no_plan():
     with pytest.raises(MBSError, match="carries no plan"):
         mbs_fx.save(resnet(20), "p.json", "w.safetensors")
+
+
+class Sometimes(nn.Module):
+    """Drops channels by a function, and has a head that only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 8, 3, padding=1)
+        self.auxiliary = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        x = F.dropout(self.first(x).relu(), 0.5, self.training)
+        return (self.second(x), self.auxiliary(x)) if self.training else self.second(x)
+
+
+def test_a_fresh_module_in_training_mode_loads_as_the_graph_that_was_reduced(tmp_path):
+    small = mbs_fx.reduce(Sometimes().eval(), example=(1, 3, 8, 8), widths={"first": 10})
+    mbs_fx.save(small, tmp_path / "p.json", tmp_path / "w.safetensors")
+    model = Sometimes()
+    again = mbs_fx.load(model, tmp_path / "p.json", tmp_path / "w.safetensors")
+    assert again.training
+    assert all(module.training for module in model.modules())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(x), small(x))
+
+
+def test_a_plan_of_a_graph_in_training_mode_loads_in_training_mode():
+    small = mbs_fx.reduce(Sometimes(), example=(1, 3, 8, 8), widths={"first": 10})
+    again = mbs_fx.load(Sometimes(), small.meta["mbs"], small.state_dict())
+    assert [y.shape for y in again(torch.randn(2, 3, 8, 8))] == [(2, 8, 8, 8)] * 2

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from mbs_fx.errors import MBSError
 from mbs_fx.files import write_atomically
 from mbs_fx.planning.result import Plan
+from mbs_fx.rewriting.modules import example_inputs
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.tracing import trace
 
@@ -48,6 +49,9 @@ def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mapping[str, Tensor] | None = None) -> Any:
     """The small network again: from the original code, its plan and its weights.
 
+    A module is traced in eval mode, whatever its own mode is, as it was when its densities were measured; in its own
+    mode only where the plan has convolutions that it uses nowhere else (auxiliary heads).
+
     Args:
         model: the original network as its code builds it (its weights do not matter), or its graph.
         plan: a `Plan`, its JSON, or the file that `save` wrote.
@@ -62,7 +66,7 @@ def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mappin
 
     """
     held = plan if isinstance(plan, Plan) else Plan.from_json(plan)
-    gm = model if isinstance(model, GraphModule) else trace(model, _example(model, held))
+    gm = model if isinstance(model, GraphModule) else _traced(model, held)
     small = rewrite(gm, held)
     if weights is not None:
         state = weights if isinstance(weights, Mapping) else _read(Path(weights))
@@ -70,10 +74,26 @@ def load(model: nn.Module, plan: Plan | str | Path, weights: str | Path | Mappin
     return small
 
 
-def _example(model: nn.Module, plan: Plan) -> Any:
-    from mbs_fx.rewriting.modules import example_inputs
+def _traced(model: nn.Module, plan: Plan) -> GraphModule:
+    """The graph that a plan was made for; the modes of the model's modules stay as they are."""
+    example = example_inputs(model, plan)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        gm = trace(model, example)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if model.training and not set(plan.before) <= _used(gm):
+        return trace(model, example)
+    gm.training = model.training
+    return gm
 
-    return example_inputs(model, plan)
+
+def _used(gm: GraphModule) -> set[str]:
+    """Paths of the modules that a graph calls, and of those whose tensors it reads."""
+    targets = [(node.op, str(node.target)) for node in gm.graph.nodes]
+    return {target.rpartition(".")[0] if op == "get_attr" else target for op, target in targets}
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
