@@ -95,7 +95,7 @@ class Reading:
             return False
         intervals = self.judge(self.moments)
         self.progress.judged(intervals)
-        return all(i.settled for i in intervals)
+        return self.moments.images >= FEWEST and all(i.settled for i in intervals)
 
     def _round(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Report:
         self._save(last=False)
