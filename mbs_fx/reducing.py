@@ -22,7 +22,7 @@ from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
 from mbs_fx.planning.rounding import block
 from mbs_fx.rewriting.resizing import Init
-from mbs_fx.rewriting.rewrite import rewrite
+from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion
 from mbs_fx.tracers.example import place_and_dtype
 from mbs_fx.tracing import trace
@@ -83,6 +83,7 @@ def reduce(
     """
     if images is not None and density is not None:
         raise MBSError("reduce: give images or a density, not both")
+    check_words(init, criterion)
     if images is not None and example is None:
         images, example = _peek(images)
     gm = _graph(model, example)

@@ -88,8 +88,8 @@ def test_the_smallest_that_is_fast_enough(gm):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "cuda:77"}, "device cuda:77"),
-        ({"device": "nonsense"}, "device nonsense"),
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+        ({"device": "nonsense"}, "device 'nonsense' cannot be used"),
         ({"repetitions": 0}, "repetitions = 0"),
         ({"batch": 0}, "batch = 0"),
     ],

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from mbs_fx.analysis import Analysis
+from mbs_fx.devices import usable
 from mbs_fx.measuring.columns import Columns
 from mbs_fx.measuring.counting import instrument
 from mbs_fx.measuring.fast import LAYOUTS, fast_copy, fast_dtype
@@ -68,7 +69,7 @@ def makes(
 ) -> list[Make]:
     """The makes to try for a graph."""
     first = next((t for t in chain(gm.parameters(), gm.buffers()) if t.is_floating_point()), torch.empty(0))
-    place = first.device if device is None else torch.device(device)
+    place = first.device if device is None else usable(device)
     counting = instrument(gm, columns, analysis.activations)
     own = Make(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
     if not fast and not compiled:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from mbs_fx.devices import usable
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.result import Plan
@@ -105,14 +106,6 @@ def latency_of(
         raise MBSError(
             "latency_of: the network has no numbers (device 'meta') and cannot be run: give it weights first"
         )
-    return Latency(gm, _device(gm, device), batch, repetitions, warmup, prepare)
-
-
-def _device(gm: GraphModule, device: torch.device | str | None) -> torch.device:
-    """The device, found out to be there."""
-    try:
-        place = torch.device(device) if device is not None else place_and_dtype(gm)[0]
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise MBSError(f"device {device}: {str(error).splitlines()[0]}") from error
-    return place
+    return Latency(
+        gm, usable(place_and_dtype(gm)[0] if device is None else device), batch, repetitions, warmup, prepare
+    )

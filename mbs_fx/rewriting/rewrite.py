@@ -49,8 +49,7 @@ def rewrite(
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.
 
     """
-    if init not in ("inherit", "fresh") and not callable(init):
-        raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
+    check_words(init, criterion)
     earlier = plan_in(model)
     plan = relative(earlier, plan)
     if isinstance(model, GraphModule):
@@ -68,3 +67,11 @@ def rewrite(
     made = replace(made, channels=keep.channels(), notes=notes)
     reduced.meta = {**getattr(model, "meta", {}), "mbs": compose(earlier, made, analysis)}
     return small  # type: ignore[return-value]
+
+
+def check_words(init: Init, criterion: Criterion) -> None:
+    """Raise `MBSError` for what `rewrite` does not know, so that nothing is measured in vain."""
+    if init not in ("inherit", "fresh") and not callable(init):
+        raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
+    if criterion not in ("l1", "l2", "scale", "first") and not callable(criterion):
+        raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")

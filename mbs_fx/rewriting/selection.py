@@ -185,9 +185,7 @@ def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.f
     rows = weight.detach().flatten(1).float().cpu().numpy()
     if criterion == "l1":
         return np.abs(rows).sum(1, dtype=np.float64)
-    if criterion == "l2":
-        return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
-    raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")
+    return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
 
 
 def _add_scales(facts: Facts, score: NDArray[np.float64]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mbs_fx.devices import usable
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.fast import LAYOUTS, fast_dtype
 from mbs_fx.measuring.ranks import Ranks, join
@@ -111,7 +112,7 @@ def retrain(
         recipe = replace(recipe, distill=0.5)
     if teacher is None and recipe.distill:
         raise MBSError(f"retrain: the recipe has distill={recipe.distill:g}, but there is no teacher: give one")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with join(TIMEOUT) as ranks:
         batches = training_batches(train, recipe, ranks, workers)
         tests = None if test is None else testing_batches(test, recipe, workers)
