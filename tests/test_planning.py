@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mbs_fx
-from mbs_fx import MBSError
+from mbs_fx import MBSError, sample
 from mbs_fx.sample import resnet
 
 
@@ -116,3 +116,18 @@ def test_an_analysis_is_made_anew_when_the_graph_changes():
     gm.set_submodule("2", nn.Conv2d(8, 6, 3))
     after = mbs_fx.analyze(gm, (1, 3, 16, 16))
     assert (before.convs[1].width, after.convs[1].width) == (8, 6)
+
+
+def test_a_plan_says_what_its_measurement_leaves_open():
+    gm = mbs_fx.trace(sample.trained())
+    few = mbs_fx.measure(gm, sample.images(), max_images=8)
+    here, larger = (mbs_fx.analyze(gm, (1, 3, size, size)) for size in (32, 64))
+    assert "8 images do not settle the widths at 16 × 16, 8 × 8: read more to be sure" in mbs_fx.plan(here, few).notes
+    assert any("another input size, where a macroblock was 32 × 32" in note for note in mbs_fx.plan(larger, few).notes)
+    enough = mbs_fx.measure(gm, sample.images())
+    assert mbs_fx.plan(here, enough).notes == ()
+
+
+def test_where_no_width_depends_on_the_images_a_budget_still_has_a_density_to_go_by():
+    density = mbs_fx.measure(mbs_fx.trace(sample.trained()), sample.images(), z=10.0, batch_size=16)
+    assert density.images == 32

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mbs_fx.analysis import Macroblock, Stream
+from mbs_fx.analysis import Analysis, Macroblock, Stream
+from mbs_fx.measuring.result import Density
 from mbs_fx.planning import algorithm
 from mbs_fx.planning.algorithm import Scaling
 from mbs_fx.planning.allocation import Counts, check_had, partners
@@ -151,8 +152,8 @@ def _notes(setting: Setting, widths: Counts, point: Point) -> list[str]:
         notes.append("nothing is reduced: every scaling factor is 1, or every width is kept")
     if setting.density is None and point.z is not None:
         notes.append("densities are taken as equal (p = 1): nothing was measured")
-    if setting.density is not None and setting.density.partial:
-        notes.append(f"the measurement was cut short after {setting.density.images} images")
+    if setting.density is not None:
+        notes += _doubts(setting.density, analysis, point)
     grain = setting.overrides.grain
     for what, held in (("a multiple of", grain.multiple), ("at least", grain.least)):
         odd = [s for s in analysis.streams if held > 1 and _misses(setting, s, int(widths[s.index]), what, held)]
@@ -163,6 +164,19 @@ def _notes(setting: Setting, widths: Counts, point: Point) -> list[str]:
                 f"not {what} {held}: {text}{more}: the original width, or channels shared with others, leave no other"
             )
     return notes
+
+
+def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]:
+    """What a measurement leaves open."""
+    if density.partial:
+        yield f"the measurement was cut short after {density.images} images"
+    sizes = {i.macroblock: (i.spatial_size, analysis.macroblocks[i.macroblock].spatial_size) for i in density.intervals}
+    moved = next((" × ".join(map(str, seen)) for seen, planned in sizes.values() if seen != planned), "")
+    if moved:
+        yield f"the densities were measured at another input size, where a macroblock was {moved}: measure at this one"
+    open_ones = [" × ".join(map(str, i.spatial_size)) for i in density.intervals if i.z == point.z and not i.settled]
+    if open_ones and not moved:
+        yield f"{density.images} images do not settle the widths at {', '.join(open_ones)}: read more to be sure"
 
 
 def _misses(setting: Setting, stream: Stream, width: int, what: str, held: int) -> bool:
