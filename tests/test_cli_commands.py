@@ -187,3 +187,11 @@ def test_what_cannot_be_done_is_said_in_one_line(run, workplace, arguments, mess
     assert err.startswith("mbs-fx: error: ")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_plan_is_applied_at_the_size_it_was_made_for(run, workplace):
+    assert run("plan", *MODEL, "--out", "p.json")[0] == 0
+    assert run("draw", "net.svg", "net.py:net", "--plan", "p.json")[0] == 0
+    assert "16 × 16" in (workplace / "net.svg").read_text()
+    code, _, err = run("reduce", "net.py:net", "--plan", "p.json", "--size", "32")
+    assert (code, err) == (1, "mbs-fx: error: p.json was made for --size 16: leave out --size 32, or plan anew\n")

@@ -60,7 +60,7 @@ def test_a_path_is_a_path_before_it_is_an_expression():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keep": ["layer9"]}, r"keep: layer9: there is no convolution of that name.*did you mean"),
+        ({"keep": ["layer9"]}, r"keep: layer9: there is no convolution of that name.*did you mean layer\d,"),
         ({"keep": ["linear"]}, r"keep: linear: there is no convolution"),
         ({"betas": {r"layer7\..*": 0.5}}, r"betas: layer7.*matches none"),
         ({"betas": {"[": 0.5}}, r"betas: '\[': neither a module path nor a regular expression"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mbs_fx.cli import options
-from mbs_fx.cli.session import SHIPPED, Session
+from mbs_fx.cli.session import SHIPPED, Session, applied
 
 
 def draw(
@@ -23,15 +23,15 @@ def draw(
     """Draw a network, one frame per macroblock; its weights do not matter."""
     import mbs_fx
 
-    session = Session(model, "none", size, opaque)
     extra = ""
     found = made = None
+    if plan is not None:
+        made, size = applied(plan, size)
+        extra = f", plan=mbs_fx.Plan.from_json({str(plan)!r})"
+    session = Session(model, "none", size, opaque)
     if density is not None:
         found = mbs_fx.Density.load(density)
         extra += f", density=mbs_fx.Density.load({str(density)!r})"
-    if plan is not None:
-        made = mbs_fx.Plan.from_json(plan)
-        extra += f", plan=mbs_fx.Plan.from_json({str(plan)!r})"
     path = mbs_fx.draw(session.analysis, out, density=found, plan=made, title=session.source.name)
     session.say("", f"mbs_fx.draw(analysis, {str(path)!r}{extra}, title={session.source.name!r})")
     session.tell(f"Wrote {path}.", {"files": [str(path)]}, False, show_code)

@@ -17,7 +17,7 @@ def measure(
     model: options.Model = SHIPPED,
     images: options.Images = None,
     weights: options.Weights = None,
-    z: options.Z = None,
+    z: options.Settled = None,
     size: options.Size = None,
     opaque: options.Opaque = None,
     batch: options.Batch = 16,

@@ -29,7 +29,7 @@ Images = Annotated[
     ),
 ]
 DensityFile = Annotated[
-    Path | None, typer.Option("--density", metavar="FILE", help="What `mbs-fx measure` wrote, in place of --images.")
+    Path | None, typer.Option("--density", metavar="FILE", help="What `mbs-fx measure` wrote, in place of images.")
 ]
 Weights = Annotated[
     str | None,
@@ -43,6 +43,9 @@ Z = Annotated[
     typer.Option(
         "--z", help="Threshold z, in multiples of the input size L. Default: 1; with a budget, the largest that fits."
     ),
+]
+Settled = Annotated[
+    float | None, typer.Option("--z", help="Threshold whose widths are to be settled, in multiples of L. Default: 1.")
 ]
 Size = Annotated[
     int | None,

@@ -15,7 +15,7 @@ import typer
 
 from mbs_fx.cli import options
 from mbs_fx.cli.files import outputs
-from mbs_fx.cli.session import SHIPPED, Session
+from mbs_fx.cli.session import SHIPPED, Session, applied
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def reduce(
 ) -> None:
     """Measure densities, plan the widths by Algorithm 1, and write the narrower network."""
     import mbs_fx
+    from mbs_fx.rewriting.rewrite import check_words
 
+    check_words(init, criterion)
     asked = options.planning(
         z=z, max_params=max_params, max_flops=max_flops, max_bytes=max_bytes, max_latency_ms=max_latency_ms,
         round_to=round_to, min_width=min_width, keep=keep, betas=beta, widths=width,
@@ -67,10 +69,12 @@ def reduce(
         from mbs_fx.pictures.reporting import report_target
 
         report = report_target(report)
+    made = None
+    if plan is not None:
+        made, size = applied(plan, size)
     session = Session(model, weights, size, opaque)
     paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"))
-    if plan is not None:
-        made = mbs_fx.Plan.from_json(plan)
+    if made is not None:
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
         found = session.load(density)
     else:

@@ -131,14 +131,24 @@ def needed(weights: str | None, model: str, images: Path | None, density: Path |
     return weights if measured or weights is not None else "none"
 
 
+def applied(plan: Path, size: int | None) -> tuple[mbs_fx.Plan, int]:
+    """A plan from a file, and the size that it was made for."""
+    import mbs_fx
+
+    made = mbs_fx.Plan.from_json(plan)
+    own = made.input_shapes[0][-1]
+    if size not in (None, own):
+        raise MBSError(f"{plan} was made for --size {own}: leave out --size {size}, or plan anew")
+    return made, own
+
+
 def device_named(name: str | None) -> torch.device:
     """A device by name; by default the accelerator that there is."""
     import torch
 
-    try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise MBSError(f"{name!r} is no device: {str(error).splitlines()[0]}") from error
+    from mbs_fx.devices import usable
+
+    return usable(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _made(preparation: Preparation) -> str:

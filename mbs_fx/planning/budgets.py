@@ -101,11 +101,12 @@ def _unreachable(
         if limit < math.inf:
             amount, least = getattr(budgets, cost), int(spent[cost].min())
             lines.append(
-                f"{_argument(cost)} = {amount}: the smallest that can be reached is {least:,} of {before[cost]:,}"
+                f"{_argument(cost)} = {amount}: the smallest that can be reached is {least:,} of {before[cost]:,} "
+                f"({least / max(1, before[cost]):.2%})"
             )
     return "; ".join(lines) + (
         ". No scaling factor falls to one half (Eq. 9), and what keeps its width stays: reduce the reduced network "
-        "again after retraining (docs/budgets.md), or ask for less"
+        "again after retraining (docs/budgets.md), or allow more"
     )
 
 

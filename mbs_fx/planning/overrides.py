@@ -91,12 +91,18 @@ def _named_by_text(analysis: Analysis, key: str | re.Pattern[str], argument: str
         raise MBSError(f"{argument}: {key!r}: neither a module path nor a regular expression ({error})") from error
     if not found:
         text = key if isinstance(key, str) else key.pattern
-        close = difflib.get_close_matches(text, list(paths.values()), 3, 0.5)
+        close = difflib.get_close_matches(text, _names(paths.values()), 3, 0.5)
         raise MBSError(
             f"{argument}: {text}: there is no convolution of that name or in a module of that name, and as a regular "
             "expression it matches none" + (f"; did you mean {', '.join(close)}?" if close else "")
         )
     return Named((), found)
+
+
+def _names(paths: Iterable[str]) -> list[str]:
+    """Convolutions and the modules that they stand in, the shortest paths first."""
+    parts = [path.split(".") for path in paths]
+    return sorted({".".join(p[:i]) for p in parts for i in range(1, len(p) + 1)}, key=lambda name: (len(name), name))
 
 
 @dataclass(frozen=True, slots=True)
