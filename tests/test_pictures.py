@@ -268,3 +268,12 @@ def test_graphs_without_module_names(tmp_path):
     text = "".join(drawn(tmp_path, gm, example=(1, 3, 40), fold="none").itertext())
     assert "RF 5" in text
     assert "RF 7" in text
+
+
+def test_timms_layers_are_called_what_they_are(tmp_path):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("tf_efficientnetv2_b0").eval()
+    mbs_fx.draw(mbs_fx.analyze(mbs_fx.trace(model, (1, 3, 64, 64))), tmp_path / "net.svg")
+    text = (tmp_path / "net.svg").read_text()
+    assert "3×3 /2 conv · bn · act" in text
+    assert "identity" not in text

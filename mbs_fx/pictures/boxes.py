@@ -60,7 +60,7 @@ def _layer(box: Box, prefix: str) -> Piece:
     width = "" if box.width is None else change(box.width)
     room = WIDE - LEFT - RIGHT - 10 - text_width(width, NAME, bold=True)
     outputs = f", {box.head.shape[-1]} outputs" if box.conv is None and box.head.shape else ""
-    words = [_kind(box) + outputs, *(kind_word(o) for o in box.operations[1:])]
+    words = [_kind(box) + outputs, *_after(box)]
     what = " · ".join(dict.fromkeys(words))
     density = "" if box.p is None else f"p {box.p:.2f}"
     if box.conv is not None and not box.conv.counted:
@@ -91,7 +91,7 @@ def _step(box: Box, prefix: str) -> Piece:
     """Any other operation: one line."""
     ends = box.head.op in ("placeholder", "output")
     first = box_name(box, prefix) if ends else f"{kind_word(box.head)} {window(box.head)}".strip()
-    words = [first, *(kind_word(o) for o in box.operations[1:])]
+    words = [first, *_after(box)]
     if len(box.inputs) > len(box.drawn):
         words[0] += f" of {len(box.inputs)}"
     what = " · ".join(dict.fromkeys(words))
@@ -104,6 +104,11 @@ def _step(box: Box, prefix: str) -> Piece:
         text_at("small", NARROW - RIGHT - 2, 16.5, where, end=True),
     ]
     return Piece(NARROW, height, _group("step", box, parts), tuple(line for line in (what, _where(box)) if line))
+
+
+def _after(box: Box) -> list[str]:
+    """What is done to the result of a box's layer."""
+    return [kind_word(o) for o in box.operations[1:] if o.kind != "Identity"]
 
 
 def _kind(box: Box) -> str:

@@ -66,12 +66,13 @@ _SHORT = {
     "getitem": "slice",
 }
 _PATTERNS = (
-    (re.compile(r"^(Sync)?BatchNorm(Act)?\dd$"), "bn"),
+    (re.compile(r"^(Sync)?BatchNorm\dd$"), "bn"),
+    (re.compile(r"^BatchNormAct2d$"), "bn · act"),  # timm's, which holds its activation
     (re.compile(r"^Adaptive(Avg|Max)Pool\dd$"), r"\1 pool"),
     (re.compile(r"^(Avg|Max)Pool\dd$"), r"\1 pool"),
     (re.compile(r"^ConvTranspose\dd$"), "transposed conv"),
     (re.compile(r"^conv_transpose\dd$"), "transposed conv"),
-    (re.compile(r"^[Cc]onv\dd$"), "conv"),
+    (re.compile(r"^[Cc]onv\dd(Same)?$"), "conv"),
     (re.compile(r"^Dropout\dd$"), "dropout"),
 )
 
