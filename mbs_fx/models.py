@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any, cast
 
@@ -89,7 +90,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".safetensors":
             return load_file(file)
         held = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except pickle.UnpicklingError as error:  # torch's own text advises to load what is not safe
+        raise MBSError(f"{file} is neither safetensors nor a state dict; save model.state_dict() instead") from error
+    except (SafetensorError, EOFError, RuntimeError) as error:
         raise MBSError(f"{file} is neither safetensors nor a state dict (weights_only): {_line(error)}") from error
     if not isinstance(held, Mapping):
         raise MBSError(f"{file} holds a {type(held).__name__}; save model.state_dict() instead")
@@ -155,11 +158,13 @@ def _from_file(spec: str) -> Source:
     if not file.is_file():
         raise MBSError(f"there is no file {file}; a network of your own is named path/to/file.py:factory")
     with _importable(file.resolve().parent):
-        module = _executed(file)
+        with _blaming(file, str(file)):
+            module = _executed(file)
         make = getattr(module, factory, None)
         if not callable(make):
             raise MBSError(f"{file} has no function or class {factory!r}")
-        model = make()
+        with _blaming(file, f"{factory}() in {file}"):
+            model = make()
     if not isinstance(model, nn.Module):
         raise MBSError(f"{factory}() in {file} gave a {type(model).__name__}; it must return an nn.Module")
     code = ("from mbs_fx.models import resolve", f"model = resolve({spec!r}).model")
@@ -205,6 +210,17 @@ def _importable(directory: Path) -> Generator[None]:
         yield
     finally:
         sys.path.remove(str(directory))
+
+
+@contextmanager
+def _blaming(file: Path, what: str) -> Generator[None]:
+    """Says in one line what failed in somebody's file, and in which of its lines."""
+    try:
+        yield
+    except Exception as error:
+        frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).name == file.name]
+        where = f" in line {frames[-1].lineno}" if frames else ""
+        raise MBSError(f"{what} failed{where}: {type(error).__name__}: {_line(error)}") from error
 
 
 def _executed(file: Path) -> ModuleType:

@@ -103,6 +103,18 @@ def test_files_without_a_network(own: Path, factory: str, message: str):
         resolve(f"{own}:{factory}")
 
 
+def test_a_file_that_fails_is_named_with_the_line(tmp_path: Path):
+    file = tmp_path / "own.py"
+    file.write_text("def net(width):\n    return width\n\ndef broken():\n    return {}['depth']\n")
+    with pytest.raises(MBSError, match=r"broken\(\) in .*own.py failed in line 5: KeyError: 'depth'"):
+        resolve(f"{file}:broken")
+    with pytest.raises(MBSError, match=r"net\(\) in .*own.py failed: TypeError: .*missing 1 required"):
+        resolve(f"{file}:net")
+    file.write_text("import nothing_of_this_name\n")
+    with pytest.raises(MBSError, match=r"own.py failed in line 1: ModuleNotFoundError"):
+        resolve(f"{file}:net")
+
+
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch):
     def offline(*_: object, **__: object):
         raise OSError("no route to host")
