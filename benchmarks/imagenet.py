@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import mbs_fx
+from mbs_fx.devices import usable
 from mbs_fx.folder import Preparation
 from mbs_fx.models import resolve
 
@@ -93,7 +94,8 @@ def main() -> None:
 
     gm = mbs_fx.trace(source.model, torch.zeros(2, 3, preparation.size, preparation.size))
     analysis = mbs_fx.analyze(gm, (1, 3, preparation.size, preparation.size))
-    plan = mbs_fx.plan(analysis, mbs_fx.measure(gm, measured, workers=args.workers), z=args.z)
+    density = mbs_fx.measure(gm, measured, device=usable(None), workers=args.workers)
+    plan = mbs_fx.plan(analysis, density, z=args.z)
     torch.manual_seed(args.seed)
     small = mbs_fx.rewrite(source.model, plan, init=args.init)
     first = os.environ.get("RANK", "0") == "0"

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbs_fx.devices import usable
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     import mbs_fx
@@ -67,7 +67,7 @@ class Session:
         if seen is None:
             self.say("density", "None")
             return None
-        where, at = device_named(device), 1.0 if z is None else z
+        where, at = usable(device), 1.0 if z is None else z
         self.say(
             "density", f"mbs_fx.measure(gm, images, analysis=analysis, z={at}, device={str(where)!r}{_more(**reading)})"
         )
@@ -109,7 +109,7 @@ class Session:
         timed = ""
         latency = None
         if "max_latency_ms" in planning:
-            where = device_named(device)
+            where = usable(device)
             latency = mbs_fx.latency_of(self.gm, device=where)
             timed = f", latency=mbs_fx.latency_of(gm, device={str(where)!r})"
         self.say("plan", f"mbs_fx.plan(analysis, density{_more(**planning)}{timed})")
@@ -140,15 +140,6 @@ def applied(plan: Path, size: int | None) -> tuple[mbs_fx.Plan, int]:
     if size not in (None, own):
         raise MBSError(f"{plan} was made for --size {own}: leave out --size {size}, or plan anew")
     return made, own
-
-
-def device_named(name: str | None) -> torch.device:
-    """A device by name; by default the accelerator that there is."""
-    import torch
-
-    from mbs_fx.devices import usable
-
-    return usable(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _made(preparation: Preparation) -> str:

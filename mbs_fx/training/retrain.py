@@ -92,7 +92,7 @@ def retrain(
         recipe: what is trained and how; the paper's when absent.
         teacher: the original network, imitated with weight ``recipe.distill`` (0.5 where the recipe leaves it
             at 0).
-        device: where to train; a GPU where there is one when absent.
+        device: where to train; a GPU where there is one when absent, under torchrun the one of this process.
         checkpoint: written after every epoch; a run that was killed goes on from it, and ends in
             the same bits where the device computes the same twice.
         log: one JSON line an epoch is appended.
@@ -112,8 +112,8 @@ def retrain(
         recipe = replace(recipe, distill=0.5)
     if teacher is None and recipe.distill:
         raise MBSError(f"retrain: the recipe has distill={recipe.distill:g}, but there is no teacher: give one")
-    where = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with join(TIMEOUT) as ranks:
+    where = usable(device)
+    with join(TIMEOUT) as ranks, torch.cuda.device(where) if where.type == "cuda" else nullcontext():
         batches = training_batches(train, recipe, ranks, workers)
         tests = None if test is None else testing_batches(test, recipe, workers)
         run, setting = _set_up(model, teacher, recipe, where, ranks, progress, len(batches))
@@ -151,7 +151,7 @@ def _set_up(
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
     forward: Any = torch.compile(model) if recipe.compile else model
     if ranks.world > 1:
-        forward = DistributedDataParallel(forward, [device.index] if device.type == "cuda" else None)
+        forward = DistributedDataParallel(forward)
     if teacher is not None:
         teacher = deepcopy(teacher).to(device).eval().requires_grad_(False)
         if recipe.channels_last:
