@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal
 
 from torch.optim import SGD, Optimizer
@@ -32,9 +33,9 @@ class Recipe:
         momentum: of SGD.
         nesterov: look ahead with the momentum.
         weight_decay: on every parameter.
-        schedule: "steps" divides by 10 at each of ``drops``; "one-cycle" rises for a quarter of the steps and
+        schedule: "steps" divides by 10 after each of ``drops``; "one-cycle" rises for a quarter of the steps and
             falls to almost nothing.
-        drops: shares of the epochs at which "steps" divides.
+        drops: shares of all steps after which "steps" divides.
         label_smoothing: share of the label spread over all classes.
         distill: weight of the teacher's answers against the labels', 0 to 1.
         temperature: both networks' logits are divided by it before the teacher's are imitated.
@@ -66,16 +67,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         checks = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "lr": (self.lr > 0, "positive"),
+            "epochs": (_whole(self.epochs, 1), "a whole number, at least 1"),
+            "batch": (_whole(self.batch, 1), "a whole number, at least 1"),
+            "lr": (0 < self.lr < inf, "positive"),
+            "momentum": (0 <= self.momentum < 1, "from 0 to below 1"),
+            "nesterov": (not self.nesterov or self.momentum > 0, "False where momentum is 0"),
+            "weight_decay": (0 <= self.weight_decay < inf, "0 or more"),
             "schedule": (self.schedule in ("steps", "one-cycle"), "'steps' or 'one-cycle'"),
             "drops": (all(0 < d < 1 for d in self.drops), "shares of the epochs between 0 and 1"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "distill": (0 <= self.distill <= 1, "from 0 to 1"),
-            "temperature": (self.temperature > 0, "positive"),
+            "temperature": (0 < self.temperature < inf, "positive"),
             "average": (self.average is None or 0 < self.average < 1, "None, or between 0 and 1"),
             "precision": (self.precision in ("auto", "float32", "bfloat16"), "'auto', 'float32' or 'bfloat16'"),
+            "seed": (_whole(self.seed, 0), "a whole number, 0 or more"),
         }
         for name, (fine, wanted) in checks.items():
             if not fine:
@@ -84,6 +89,10 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """The recipe as JSON has it."""
         return asdict(self) | {"drops": list(self.drops)}
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
 
 
 def optimizer_of(recipe: Recipe, parameters: Any) -> Optimizer:
@@ -101,6 +110,6 @@ def schedule_of(recipe: Recipe, optimizer: Optimizer, steps: int) -> LRScheduler
     """The learning rate, step by step; ``steps`` is how many an epoch has."""
     total = recipe.epochs * steps
     if recipe.schedule == "steps":
-        return MultiStepLR(optimizer, [round(share * recipe.epochs) * steps for share in recipe.drops])
+        return MultiStepLR(optimizer, [max(1, round(share * total)) for share in recipe.drops])
     shortest = 8  # OneCycleLR divides by the steps of its rise less one
     return OneCycleLR(optimizer, recipe.lr, total_steps=max(total, shortest), pct_start=0.25, cycle_momentum=False)
