@@ -6,6 +6,9 @@
   on the CPU.
 - A rank that fails tells the others, and all fail with its message.  A rank that is gone makes the others
   fail within the timeout, with its number.
+- A rank that fails while others are inside a collective of torch cannot tell them.  Its end breaks their
+  connections (gloo), or makes torchrun end them (nccl).  A group that may be nccl's is then left as it is: closing
+  it in good order would wait for ranks that never come.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from functools import cache
 from itertools import count
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 from mbs_fx.errors import MBSError
@@ -65,6 +69,19 @@ class Ranks:
                 raise MBSError(f"rank {rank}: {trouble}")
         return [cast("T", value) for value, _ in everyone]
 
+    def alike(self, work: Callable[[], T], of: Callable[[T], object], what: str) -> T:
+        """What ``work`` gives on this rank; ``of`` it must be the same on all."""
+        own: list[T] = []
+
+        def told() -> object:
+            own.append(work())
+            return of(own[0])
+
+        everyone = self.together(told)
+        if any(other != everyone[0] for other in everyone):
+            raise MBSError(f"{what} differ between the processes: {', '.join(map(str, everyone))}, in order of ranks")
+        return own[0]
+
 
 _TURNS = count()
 
@@ -84,23 +101,28 @@ def join(timeout: float) -> Generator[Ranks]:
     if started:
         from torch.distributed.distributed_c10d import PrefixStore
 
-        store, rank, world = _meeting(limit)
+        store, rank, world = _meeting()
         own = PrefixStore(f"mbs_fx/{next(_TURNS)}", store)
         dist.init_process_group(store=own, rank=rank, world_size=world, timeout=limit)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield Ranks()
         return
     group = dist.new_group(backend="gloo", timeout=limit)
+    failed = True
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), group, limit)
+        failed = False
     finally:
-        dist.destroy_process_group() if started else dist.destroy_process_group(group)
+        if not started:
+            dist.destroy_process_group(group)
+        elif not (failed and torch.cuda.is_initialized()):
+            dist.destroy_process_group()
 
 
 @cache
-def _meeting(limit: timedelta) -> tuple[Any, int, int]:
+def _meeting() -> tuple[Any, int, int]:
     """The store where the processes of torchrun meet, this one's rank, and how many there are."""
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world = next(rendezvous("env://", timeout=limit))
+    store, rank, world = next(rendezvous("env://"))
     return store, rank, world

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,16 +24,18 @@ from mbs_fx.training.recipe import Recipe
 from mbs_fx.training.result import Epoch
 
 FORMAT = 1
+KEYS = {"format", "recipe", "epochs", "net", "optimizer", "schedule", "average"}
 
 
 @dataclass
 class Run:
-    """Everything that changes while a network is trained."""
+    """Everything that changes while a network is trained; an epoch has so many ``steps``."""
 
     net: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
     average: AveragedModel | None
+    steps: int
     epochs: list[Epoch] = field(default_factory=list[Epoch])
 
 
@@ -79,6 +80,12 @@ def resume(path: str | Path, run: Run, recipe: Recipe) -> None:
             f"{path}: the checkpoint was made with another recipe ({'; '.join(different)}). Go on with its recipe, "
             "or name another file"
         )
+    there = saved["schedule"]["last_epoch"] // max(1, len(saved["epochs"]))
+    if there != run.steps:
+        raise MBSError(
+            f"{path}: the checkpoint was made with {there} steps an epoch, here are {run.steps}: the images or the "
+            "batches are others, and the schedule would not fit. Give the same, or name another file"
+        )
     run.net.load_state_dict(saved["net"])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.schedule.load_state_dict(saved["schedule"])
@@ -90,9 +97,12 @@ def resume(path: str | Path, run: Run, recipe: Recipe) -> None:
 def _read(path: str | Path) -> dict[str, Any]:
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, OSError, KeyError) as error:
-        raise MBSError(f"{path}: not a checkpoint of retrain ({str(error).splitlines()[0]})") from error
-    if not isinstance(saved, dict) or "format" not in saved:
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MBSError(
+            f"{path}: not a checkpoint of retrain, or it cannot be read ({why}); name another file"
+        ) from error
+    if not isinstance(saved, dict) or not saved.keys() >= KEYS:  # pyright: ignore[reportUnknownMemberType]
         raise MBSError(f"{path}: not a checkpoint of retrain; name another file")
     if saved["format"] != FORMAT:
         raise MBSError(f"{path}: checkpoint format {saved['format']}, this version reads {FORMAT}")

@@ -3,12 +3,14 @@
 - The loss is cross entropy with the labels, and with ``distill`` also the teacher's softened answers
   (Hinton, Vinyals and Dean, 2015): (1 - a) CE + a T² KL(teacher/T ‖ network/T).
 - Accuracy is the share of images whose largest logit is the label's.
+- A batch is (images, labels), a class number for each image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +32,39 @@ def loss_of(recipe: Recipe, logits: Tensor, labels: Tensor, taught: Tensor | Non
     return labelled.lerp(imitated, recipe.distill)
 
 
-def check_answer(logits: object, labels: Tensor, where: str) -> None:
-    """Training here is for classifiers: logits (N, classes) and labels below the number of classes."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+def opened(batch: Any, where: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, the labels int64."""
+    if not isinstance(batch, list | tuple):
+        raise MBSError(f"{where}: a batch is a {type(batch).__name__}; give (images, labels)")
+    parts: Any = batch
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        types = ", ".join(type(part).__name__ for part in parts)
+        raise MBSError(f"{where}: a batch holds {types}; give (images, labels), two tensors")
+    images, labels = parts
+    if not images.is_floating_point():
+        raise MBSError(f"{where}: images are {images.dtype}; give floating-point images, normalised")
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise MBSError(
-            f"{where}: the network's output is {shape}; retrain takes classifiers, whose output is (images, "
-            "classes). For others write the loop that the original was trained with: the small network takes "
-            "the same inputs and gives the same outputs"
+            f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(images)} images; give a "
+            "class number for each image"
         )
-    classes = logits.shape[1]
+    return images, labels.long()
+
+
+def check_answer(logits: object, images: int, where: str, whose: str = "network") -> None:
+    """Training here is for classifiers, whose output is (images, classes)."""
+    if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == images:
+        return
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    raise MBSError(
+        f"{where}: the {whose}'s output is {shape}; retrain takes classifiers, whose output in training is (images, "
+        "classes). For others write the loop that the original was trained with: the small network takes "
+        "the same inputs and gives the same outputs"
+    )
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """All labels below the number of classes; waits for the device that holds them."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise MBSError(
@@ -51,17 +76,23 @@ def check_answer(logits: object, labels: Tensor, where: str) -> None:
 @torch.inference_mode()
 def hits(
     net: nn.Module,
-    test: Iterable[tuple[Tensor, Tensor]],
-    place: object,
+    test: Iterable[Any],
+    place: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ranks: Ranks,
 ) -> tuple[int, int]:
     """Right answers and images, over all processes; batch k is read by rank k mod world."""
-    right = seen = 0
-    for batch, (images, labels) in enumerate(islice(test, ranks.rank, None, ranks.world)):
-        images, labels = place(images, labels)  # type: ignore[operator]
-        logits = net(images)
-        check_answer(logits, labels, f"test batch {batch}")
-        right += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
-    everyone = ranks.exchange((right, seen))
+
+    def own() -> tuple[int, int]:
+        right = seen = 0
+        for number, batch in islice(enumerate(test), ranks.rank, None, ranks.world):
+            where = f"test batch {number}"
+            images, labels = place(*opened(batch, where))
+            logits = net(images)
+            check_answer(logits, len(labels), where)
+            check_labels(labels, logits.shape[1], where)
+            right += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+        return right, seen
+
+    everyone = ranks.together(own)
     return sum(r for r, _ in everyone), sum(s for _, s in everyone)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mbs_fx.errors import MBSError
 from mbs_fx.training.recipe import Recipe
 
 
@@ -67,8 +68,16 @@ class Training:
 
 def append_line(path: str | Path, line: dict[str, Any]) -> None:
     """Append one JSON line; a reader never sees half of one."""
-    with Path(path).open("a") as log:
-        log.write(json.dumps(line) + "\n")
+    append(path, json.dumps(line) + "\n")
+
+
+def append(path: str | Path, text: str) -> None:
+    """Append to a file; of nothing, to see whether that can be done."""
+    try:
+        with Path(path).open("a") as log:
+            log.write(text)
+    except OSError as error:
+        raise MBSError(f"{path}: cannot write there: {error.strerror or error}") from error
 
 
 def epoch_line(epoch: Epoch, recipe: Recipe) -> dict[str, Any]:
