@@ -179,9 +179,11 @@ def main() -> None:
     args.checkpoints.mkdir(exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     place = Place(args.data, args.originals, args.log, args.checkpoints, args.weights, threads)
+    open_rows = missing(rows, args.log)
+    print(f"{len(rows) - len(open_rows)} of {len(rows)} rows are in {args.log} and not run again", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, context) as pool:
-        for line in pool.map(partial(run, place=place), missing(rows, args.log)):
+        for line in pool.map(partial(run, place=place), open_rows):
             print(
                 json.dumps({k: line[k] for k in ("depth", "method", "k", "seed", "params", "accuracy", "seconds")}),
                 flush=True,

@@ -46,7 +46,10 @@ def original(depth: int, folder: Path | None) -> ResNet:
         return sample.trained()
     net = sample.resnet(depth)
     state = load_file(folder / f"cifar10_resnet{depth}.safetensors")
-    net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    found = net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    odd = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")] + found.unexpected_keys
+    if odd:
+        raise SystemExit(f"{folder}: the weights are of another network: {', '.join(odd[:3])}")
     return net.eval()
 
 

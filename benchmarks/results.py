@@ -77,7 +77,7 @@ def schedules(log: Log) -> list[str]:
     out = ["## Schedules", ""]
     for name in log.distinct("schedule"):
         recipe, small = SCHEDULES[name].recipe, SCHEDULES[name].small
-        lines = log.of(schedule=name)
+        lines = [line for line in log.of(schedule=name) if line["seconds"]]
         shape = f"divided by 10 at {recipe.drops} of the epochs" if recipe.schedule == "steps" else "one cycle"
         crops = f", the first {small} on crops of 24 x 24 pixels" if small else ""
         hours = sum(line["seconds"] for line in lines) / 3600
@@ -203,7 +203,9 @@ def page(lines: Lines) -> str:
         "Made by `python benchmarks/results.py` of `benchmarks/logs/cifar10.jsonl`, a line per run; "
         "`benchmarks/cifar10.py` says how to run a row again. CIFAR-10, accuracy in % on the 10,000 test images after "
         "the last epoch: mean ± standard deviation (number of seeds). Differences are of the same seeds; they are told "
-        "apart where a paired t test at 95 % does so. Flops are multiply-adds of the convolutions.", "",
+        "apart where a paired t test at 95 % does so. Equal size is as near in parameters as a method comes; "
+        "multiply-adds (of the convolutions, MFLOP) are not equal. A depth has one trained original, and a size "
+        "one plan: seeds stand for the luck of training alone.", "",
         *schedules(log),
     ]  # fmt: skip
     for schedule in log.distinct("schedule"):

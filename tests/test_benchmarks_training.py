@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cifar
 import cifar10
+import cifar_networks
 import cifar_rows
 import imagenet
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import results
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import mbs_fx
 from mbs_fx import sample
@@ -105,3 +107,11 @@ def test_imagenet_on_a_folder(tmp_path, monkeypatch, capsys):
     assert "parameters" in capsys.readouterr().out
     assert imagenet.weight_decay(torch.nn.Conv2d(8, 8, 3, groups=8)) == 4e-5
     assert imagenet.weight_decay(torch.nn.Conv2d(8, 8, 3)) == 1e-4
+
+
+def test_original_of_another_network(tmp_path):
+    state = dict(sample.resnet(20).state_dict())
+    weights = {name: tensor for name, tensor in state.items() if name != "linear.bias"}
+    save_file(weights, tmp_path / "cifar10_resnet20.safetensors")
+    with pytest.raises(SystemExit, match=r"another network: linear\.bias"):
+        cifar_networks.original(20, tmp_path)
