@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -70,10 +72,17 @@ def test_measure_plan_sweep_reduce_show(run, workplace):
     assert json.loads(out)["plan"]["widths"] == planned["widths"]
     assert "Density: 32" in run("show", "d.json")[1]
     assert "fewer" in run("show", "resnet20-plan.json")[1]
+    written = (workplace / "resnet20-plan.json").read_text()
+    assert json.loads(run("show", "resnet20-plan.json", "--json")[1]) == json.loads(written)
+    shown, code = run("show", "d.json")[1], run("show", "d.json", "--show-code")[1]
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(code, {})
+    assert printed.getvalue() == shown
 
 
 def test_draw_and_report(run, workplace):
-    assert run("draw", "net.svg", *MODEL)[0] == 0
+    assert json.loads(run("draw", "net.svg", *MODEL, "--json")[1]) == {"files": ["net.svg"]}
     assert (workplace / "net.svg").read_text().startswith("<")
     pytest.importorskip("matplotlib", reason="the extra 'pictures' is not installed")
     assert run("reduce", *MODEL, "--report", "out.html")[0] == 0

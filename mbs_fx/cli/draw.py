@@ -18,6 +18,7 @@ def draw(
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Widths before and after, by a plan.")] = None,
     size: options.Size = None,
     opaque: options.Opaque = None,
+    as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
     """Draw a network, one frame per macroblock; its weights do not matter."""
@@ -34,4 +35,4 @@ def draw(
         extra += f", density=mbs_fx.Density.load({str(density)!r})"
     path = mbs_fx.draw(session.analysis, out, density=found, plan=made, title=session.source.name)
     session.say("", f"mbs_fx.draw(analysis, {str(path)!r}{extra}, title={session.source.name!r})")
-    session.tell(f"Wrote {path}.", {"files": [str(path)]}, False, show_code)
+    session.tell(f"Wrote {path}.", {"files": [str(path)]}, as_json, show_code)

@@ -15,12 +15,12 @@ Semantics
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import wraps
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.inputs import Batch, Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
 """What stays of a loader; its prefetch factor, too."""
@@ -256,15 +259,22 @@ def _next(items: Iterator[Any], number: int, seen: int) -> Any:
         raise _failure(error, number, seen) from error
 
 
-@contextmanager
-def workers_watched() -> Generator[None]:
-    """A loader's worker that died is told by a signal, so that the error appears wherever the program is by then."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_death(error):
-            raise
-        raise MBSError(f"reading images failed: {error}") from error
+def workers_watched(work: Callable[P, R]) -> Callable[P, R]:
+    """A loader's worker that died is told by a signal, so that the error appears wherever the program is by then.
+
+    A second one may follow the first, and meet a context manager on its way out: hence a function around all.
+    """
+
+    @wraps(work)
+    def watched(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return work(*args, **kwargs)
+        except RuntimeError as error:
+            if not is_death(error):
+                raise
+            raise MBSError(f"reading images failed: {error}") from error
+
+    return watched
 
 
 def is_death(error: Exception) -> bool:

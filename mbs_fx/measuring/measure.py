@@ -46,6 +46,7 @@ LOOKED_AT = 0.99
 """The confidence of the intervals in the result where everything was to be read."""
 
 
+@workers_watched
 def measure(
     gm: fx.GraphModule,
     images: Any,
@@ -102,7 +103,7 @@ def measure(
     _check_arguments(max_images, confidence, zs, batch_size, workers, on_nonfinite, timeout)
     check_graph(gm)
     file = None if checkpoint is None else Path(checkpoint)
-    with workers_watched(), _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
+    with _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
         source = open_images(images, Signature.of(gm), request)
         state = _state(file, ranks)

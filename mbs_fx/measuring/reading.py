@@ -101,8 +101,7 @@ class Reading:
         self._save(last=False)
         report = Report()
         try:
-            with workers_watched():
-                report.ended = self._read(stream, interrupt)
+            report.ended = workers_watched(self._read)(stream, interrupt)
         except KeyboardInterrupt:
             interrupt.seen = True
         except MBSError:
