@@ -33,15 +33,25 @@ def addition_rule(flow: Flow, node: Node) -> Labels:
     return labels
 
 
-def per_channel_rule(flow: Flow, node: Node) -> Any:
-    """Pooling, interpolation: labels on the first two axes pass, labels on spatial axes are frozen."""
+def pooling(name: str) -> Rule:
+    """The rule of ``max_pool2d`` and the like, which work along as many of the last axes as their name says."""
+    dims = int(name[-2]) if name[-1] == "d" else None
+
+    def rule(flow: Flow, node: Node) -> Any:
+        return per_channel_rule(flow, node, dims)
+
+    return rule
+
+
+def per_channel_rule(flow: Flow, node: Node, dims: int | None = None) -> Any:
+    """Labels on the last ``dims`` axes, on which this works, are frozen; without a number, all but the first two."""
     source = flow.source(node)
     labels = flow.of(source)
     rank = len(flow.shape(source))
     output = flow.shapes[node.name]
     if not isinstance(output, TensorShape) or len(output.shape) != rank:
         return flow.freeze(node, "no rule for this form of the operation")
-    first = 2 if rank > 2 else rank
+    first = 2 if dims is None else rank - dims
     for factor in labels:
         if any(a >= first for a in varying(factor)):
             return flow.freeze(node, "works across an axis that carries channels")
@@ -99,7 +109,7 @@ _PER_CHANNEL = """
 
 FUNCTIONS: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE.split(), elementwise_rule),
-    **dict.fromkeys(_PER_CHANNEL.split(), per_channel_rule),
+    **{name: pooling(name) for name in _PER_CHANNEL.split()},
     "add": addition_rule,
     "prelu": prelu_rule,
     "grid_sample": grid_sample_rule,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mbs_fx.channels.flow import ConvFlow, Count, Flow, Rule, count_of
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
@@ -60,7 +61,7 @@ def conv_module(flow: Flow, node: Node) -> Any:
         attributes["groups"] = Count(inp)
     flow.layer(path, out, attributes, _conv_tensors(module, inp, out))
     flow.mixers[node.name] = ConvFlow(out, inp, groups, path)
-    return along(out, 1, len(flow.shape(node)))
+    return (*without(flow.of(source), 1), *along(out, 1, len(flow.shape(node))))
 
 
 def _computes_weight(module: Any) -> bool:
@@ -147,8 +148,14 @@ def _channel_layer(flow: Flow, node: Node, axis: int, attributes: Callable[[Fact
 
 
 def norm_module(flow: Flow, node: Node) -> Any:
-    """Batch and instance normalisation, along axis 1."""
+    """Batch normalisation, along axis 1."""
     return _channel_layer(flow, node, 1, lambda held: {"num_features": Count(held)})
+
+
+def instance_norm_module(flow: Flow, node: Node) -> Any:
+    """Instance normalisation, along axis 1: statistics along the spatial axes."""
+    arithmetic.per_channel_rule(flow, node)
+    return norm_module(flow, node)
 
 
 def group_norm_module(flow: Flow, node: Node) -> Any:
@@ -160,13 +167,13 @@ def group_norm_module(flow: Flow, node: Node) -> Any:
 
 
 def layer_norm_module(flow: Flow, node: Node) -> Any:
-    """Layer normalisation over channels: the last axis, or axis 1 for the two-dimensional subclasses."""
+    """Layer normalisation over channels: the last axis, or axis 1 for subclasses that say so."""
     module: Any = flow.modules[str(node.target)]
     shape = list(flow.shape(node))
     if len(module.normalized_shape) != 1:
         return flow.freeze(node, "normalises over several axes")
     labels = flow.of(flow.source(node))
-    plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 4
+    plain = type(module).forward is nn.LayerNorm.forward or len(shape) < 3
     size = module.normalized_shape[0]
     first = not plain and shape[1] == size and (shape[-1] != size or factor_on(labels, 1) is not None)
     axis = 1 if first else len(shape) - 1
@@ -244,15 +251,12 @@ _PER_CHANNEL = """
 """
 
 
-def _named(names: str, rule: Rule) -> dict[type[nn.Module], Rule]:
-    return {getattr(nn, name): rule for name in names.split()}
-
-
 MODULES: dict[type[nn.Module], Rule] = {
-    **_named(_ELEMENTWISE, arithmetic.elementwise_rule),
-    **_named(_PER_CHANNEL, arithmetic.per_channel_rule),
+    **{getattr(nn, name): arithmetic.elementwise_rule for name in _ELEMENTWISE.split()},
+    **{getattr(nn, name): arithmetic.pooling(name) for name in _PER_CHANNEL.split()},
     _ConvNd: conv_module,
     _NormBase: norm_module,
+    _InstanceNorm: instance_norm_module,
     nn.Linear: linear_module,
     nn.GroupNorm: group_norm_module,
     nn.LayerNorm: layer_norm_module,

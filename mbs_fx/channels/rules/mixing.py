@@ -74,6 +74,7 @@ def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, tra
     rank, in_width, out_width = len(flow.shape(node)), flow.shape(source)[1], flow.shape(node)[1]
     labels = flow.of(weight)
     inp = vector(flow.of(source), 1, in_width, flow.ties)
+    note_computed(flow, node, weight)
     reason = f"{flow.where(node)}: its weight cannot be reduced"
     out_axis, in_axis = (1, 0) if transposed else (0, 1)
     rows = vector(labels, out_axis, flow.shape(weight)[out_axis], flow.ties)
@@ -96,7 +97,13 @@ def _convolve(flow: Flow, node: Node, source: Any, weight: Any, groups: int, tra
     if isinstance(bias, Node):
         flow.ties.tie(vector(flow.of(bias), 0, out_width, flow.ties), out, reason)
     flow.mixers[node.name] = ConvFlow(out, inp, groups, weight.target if weight.op == "get_attr" else "")
-    return along(out, 1, rank)
+    return (*without(flow.of(source), 1), *along(out, 1, rank))
+
+
+def note_computed(flow: Flow, node: Node, weight: Node) -> None:
+    """A weight that is computed (an exponential) need not be zero where the parameter behind it is."""
+    if weight.op != "get_attr":
+        flow.note(node, "takes a weight that is computed")
 
 
 def linear_rule(flow: Flow, node: Node) -> Labels:
@@ -104,6 +111,7 @@ def linear_rule(flow: Flow, node: Node) -> Labels:
     source, weight, bias = flow.source(node), flow.arg(node, 1, "weight"), flow.arg(node, 2, "bias")
     shape = flow.shape(node)
     inp = vector(flow.of(source), len(shape) - 1, flow.shape(source)[-1], flow.ties)
+    note_computed(flow, node, weight)
     reason = f"{flow.where(node)}: its weight cannot be reduced"
     flow.ties.tie(vector(flow.of(weight), 1, len(inp), flow.ties), inp, reason)
     out = vector(flow.of(weight), 0, shape[-1], flow.ties)
@@ -112,12 +120,15 @@ def linear_rule(flow: Flow, node: Node) -> Labels:
     return (*without(flow.of(source), len(shape) - 1), *along(out, len(shape) - 1, len(shape)))
 
 
-def _contract(flow: Flow, node: Node, held: Sequence[Factor | None]) -> None:
+def _contract(flow: Flow, node: Node, tensors: Sequence[Any], axes: Sequence[int]) -> None:
     """Tie the single-axis factors that are summed over together; freeze what cannot be."""
+    held = [factor_on(flow.of(tensor), axis) for tensor, axis in zip(tensors, axes, strict=True)]
     factors = [f for f in held if f is not None]
-    if len(factors) == len(held) and all(len(varying(f)) == 1 for f in factors):
+    if factors and len(factors) == len(held) and all(len(varying(f)) == 1 for f in factors):
         for other in factors[1:]:
             flow.ties.tie(factors[0], other, f"{flow.where(node)}: inner product with channels that stay")
+        if all(tensor.op != "get_attr" for tensor in tensors):
+            flow.note(node, "sums over channels, which need not be zero where their layers' numbers are")
         return
     for factor in factors:
         flow.ties.freeze(factor, f"{flow.where(node)}: inner product over channels, as in attention")
@@ -131,7 +142,7 @@ def matmul_rule(flow: Flow, node: Node) -> Any:
         return flow.freeze(node, "product with a vector")
     ranks = len(shapes[0]), len(shapes[1])
     left, right = flow.of(a), flow.of(b)
-    _contract(flow, node, (factor_on(left, ranks[0] - 1), factor_on(right, ranks[1] - 2)))
+    _contract(flow, node, (a, b), (ranks[0] - 1, ranks[1] - 2))
     operands = [
         (without(left, ranks[0] - 1), (*shapes[0][:-1], 1)),
         (without(right, ranks[1] - 2), (*shapes[1][:-2], 1, shapes[1][-1])),
@@ -149,8 +160,8 @@ def einsum_rule(flow: Flow, node: Node) -> Any:
     inputs, output = equation.replace(" ", "").split("->")
     terms = inputs.split(",")
     for letter in sorted(set("".join(terms)) - set(output)):
-        held = [factor_on(flow.of(t), s.index(letter)) for s, t in zip(terms, tensors, strict=True) if letter in s]
-        _contract(flow, node, held)
+        held = [(t, term.index(letter)) for term, t in zip(terms, tensors, strict=True) if letter in term]
+        _contract(flow, node, *zip(*held, strict=True))
     operands: list[tuple[Labels, tuple[int, ...]]] = []
     for term, tensor in zip(terms, tensors, strict=True):
         labels = flow.of(tensor)

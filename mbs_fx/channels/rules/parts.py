@@ -111,11 +111,17 @@ def _axis(flow: Flow, node: Node, index: int) -> int:
     return int(flow.value(flow.arg(node, index, "dim", node.kwargs.get("axis", 0)))) % rank
 
 
+def _shrinks(labels: Labels, axis: int) -> bool:
+    """Whether positions of an axis go, so that the one at a constant place becomes another."""
+    factor = factor_on(labels, axis)
+    return factor is not None and move.shrinking_axis(factor) == axis
+
+
 def unbind_rule(flow: Flow, node: Node) -> Any:
-    """``unbind``: slices along an axis that carries no single channels."""
+    """``unbind``: slices along an axis that keeps its size."""
     axis = _axis(flow, node, 1)
     labels = flow.of(flow.source(node))
-    if any(move.varying(f) == (axis,) for f in labels):
+    if _shrinks(labels, axis):
         return flow.freeze(node, "takes single channels apart")
     return [move.select(labels, axis, i) for i in range(len(flow.shapes[node.name]))]
 
@@ -176,8 +182,7 @@ def _basic_index(flow: Flow, node: Node, items: list[Any], values: list[Any], si
             labels = move.insert_axis(labels, axis)
             axis += 1
         elif isinstance(value, int):
-            factor = factor_on(labels, axis)
-            if factor is not None and move.varying(factor) == (axis,):
+            if _shrinks(labels, axis):
                 return flow.freeze(node, "takes a single channel")
             labels = move.select(labels, axis, value)
         else:
@@ -231,7 +236,7 @@ def select_rule(flow: Flow, node: Node) -> Any:
     """``select(x, dim, index)``."""
     axis = _axis(flow, node, 1)
     labels = flow.of(flow.source(node))
-    if any(move.varying(f) == (axis,) for f in labels):
+    if _shrinks(labels, axis):
         return flow.freeze(node, "takes a single channel")
     return move.select(labels, axis, int(flow.value(flow.arg(node, 2, "index"))))
 

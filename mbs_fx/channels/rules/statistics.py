@@ -118,7 +118,7 @@ def reduction_rule(flow: Flow, node: Node, place: int = 1) -> Any:
     """sum, mean, max ... over axes; with a second tensor, max and min are elementwise."""
     source = flow.source(node)
     rank = len(flow.shape(source))
-    axes = _reduced_axes(flow, node, rank, place)
+    axes = None if "other" in node.kwargs else _reduced_axes(flow, node, rank, place)
     if axes is None:
         return elementwise_rule(flow, node)
     output = flow.shapes[node.name]
