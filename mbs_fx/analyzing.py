@@ -187,7 +187,7 @@ def _assemble(
     first, saved = next(iter(shapes)), saved_tensors(flow.gm)
     return Analysis(
         input_shapes=shapes,
-        input_size=first[2:] or first[-1:],
+        input_size=tuple(first[axis] for axis in geo.input_axes(flow.gm, flow.shapes)) or first[-1:],
         geometry=geometry,
         convs=convs,
         activations=activations,

@@ -2,7 +2,9 @@
 
 Semantics
 - A placeholder of shape (N, C, *spatial) starts with stride 1 and receptive field 1; sizes come from
-  `mbs_fx.nodes.shapes.infer`.  What each kind of operation does is written in `mbs_fx.geometry.rules` (windows
+  `mbs_fx.nodes.shapes.infer`.  Where the graph itself brings its first input into that form (channels last, no
+  channels, frames), the spatial axes are those over which its first convolution slides, and those that it moves
+  into the batch.  What each kind of operation does is written in `mbs_fx.geometry.rules` (windows
   and changes of scale), `mbs_fx.geometry.moves` and `mbs_fx.geometry.mixing`.
 - Everything else keeps the largest of its inputs.
 - Receptive fields are nominal: the longest path, not clipped to the input.  A merge takes the largest.
@@ -15,18 +17,19 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from mbs_fx.analysis import Geometry
+from mbs_fx.errors import MBSError
 from mbs_fx.geometry import mixing, moves, rules
 from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
-from mbs_fx.geometry.tracks import Atom, Axis, Track, bare, changed, channels, merged, tracked
+from mbs_fx.geometry.tracks import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.nodes.convs import ConvSpec, any_conv, conv_kind, flops, is_torch
 from mbs_fx.nodes.shapes import TensorShape
 
@@ -50,17 +53,11 @@ class Located:
 
 def propagate(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[dict[str, Located], tuple[str, ...]]:
     """The feature maps of a graph by node name, and notes on what was not understood."""
-    tracks: dict[Node, Any] = {}
     found: dict[str, Located] = {}
     known: dict[int, Located | None] = {}
     notes = Notes()
-    modules = dict(gm.named_modules(remove_duplicate=False))
-    for node in gm.graph.nodes:
-        module = modules[str(node.target)] if node.op == "call_module" else None
-        value = shapes[node.name]
-        call = Call(gm, node, module, _shape(value), shapes, tracks, notes)
-        track = tracks[node] = _track(call, value)
-        first = _first(track)
+    for call, track in _walk(gm, shapes, notes, input_axes(gm, shapes)):
+        node, first = call.node, _first(track)
         if first is None:
             continue
         if id(first) not in known:
@@ -71,6 +68,47 @@ def propagate(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[dict[str, Loc
         if located is not None:
             found[node.name] = located
     return found, notes.all()
+
+
+def input_axes(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[int, ...]:
+    """The dimensions of the first input that are spatial axes."""
+    start = next((node for node in gm.graph.nodes if node.op == "placeholder"), None)
+    shape = _shape(shapes[start.name]) if start is not None else ()
+    plain = tuple(range(2, len(shape)))
+    for call, _ in _walk(gm, shapes, Notes(), tuple(range(len(shape)))):
+        spec = any_conv(gm, call.node, shapes)
+        x = call.operand(call.first) if spec is not None else None
+        if spec is None or x is None or not any(map(has_axis, x.dims)):
+            continue
+        held = [{atom.axis for atom in row} - {CHANNELS} for row in x.dims]
+        slid = set[int]().union(*held[-spec.dims :])
+        if len(held) < spec.dims + 2 or len(slid) < spec.dims or any(len(each) != 1 for each in held[-spec.dims :]):
+            return plain
+        if 0 in slid | held[1]:
+            raise MBSError(
+                f"{call.node.name}: the first axis of the input {shape} is no batch here, so that the graph takes one "
+                "image at a time: let the model take batches, without an unsqueeze of its own"
+            )
+        return tuple(sorted(slid | (held[0] - {0})))
+    return plain
+
+
+def _walk(
+    gm: GraphModule, shapes: Mapping[str, Any], notes: Notes, axes: tuple[int, ...]
+) -> Iterator[tuple[Call, Any]]:
+    """Every node with its track; ``axes`` are the spatial ones among the dimensions of the first input."""
+    tracks: dict[Node, Any] = {}
+    modules = dict(gm.named_modules(remove_duplicate=False))
+    for node in gm.graph.nodes:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        value = shapes[node.name]
+        call = Call(gm, node, module, _shape(value), shapes, tracks, notes)
+        if node.op == "placeholder":
+            main = not tracks and isinstance(value, TensorShape)
+            tracks[node] = _each(value, partial(_start, axes=axes if main else None))
+        else:
+            tracks[node] = _track(call, value)
+        yield call, tracks[node]
 
 
 def _first(value: Any) -> Track | None:
@@ -108,8 +146,6 @@ def _geometry(track: Track, indices: list[int]) -> Geometry:
 
 
 def _track(call: Call, value: Any) -> Any:
-    if call.node.op == "placeholder":
-        return _each(value, _start)
     if call.node.op in ("output", "get_attr") or not _has_tensor(value):
         return None
     rule = _rule(call)
@@ -133,10 +169,11 @@ def _has_tensor(value: Any) -> bool:
     return isinstance(value, TensorShape) or _first(_each(value, bare)) is not None
 
 
-def _start(shape: tuple[int, ...]) -> Track:
-    """An input: every dimension after batch and channels is a spatial axis."""
-    rows = [channels(size) for size in shape[:2]] + [(Atom(i, n),) for i, n in enumerate(shape[2:])]
-    return Track(tuple(rows), {i: Axis(n) for i, n in enumerate(shape[2:])})
+def _start(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Track:
+    """An input: every dimension after batch and channels is a spatial axis, where nothing else is said."""
+    places = {dim: index for index, dim in enumerate(range(2, len(shape)) if axes is None else axes)}
+    rows = [(Atom(places[dim], size),) if dim in places else channels(size) for dim, size in enumerate(shape)]
+    return Track(tuple(rows), {index: Axis(shape[dim]) for dim, index in places.items()})
 
 
 def _rule(call: Call) -> Rule | None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
+from mbs_fx.nodes.inputs import noted_on
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 
@@ -47,18 +48,21 @@ class Signature:
     channels: int | None = None
 
     @staticmethod
-    def of(gm: fx.GraphModule) -> Signature:
-        """Read off the placeholders and the first convolution."""
+    def of(gm: fx.GraphModule, batch: Sequence[int] = ()) -> Signature:
+        """Read off the placeholders and the first convolution, the number of axes off a batch's shape if given."""
         placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
         names = tuple(str(n.target) for n in placeholders if not n.args)
+        noted = (noted_on(n) for n in placeholders[:1])
+        axes = len(batch) or next((len(value.shape) for value in noted if value is not None), 0)
         for node in gm.graph.nodes:
             module = gm.get_submodule(node.target) if node.op == "call_module" else None
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 direct = node.args and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
-                return Signature(names, len(module.kernel_size) + 2, module.in_channels if direct else None)
+                dims = len(module.kernel_size) + 2
+                return Signature(names, axes or dims, module.in_channels if direct else None)
             if node.op == "call_function" and getattr(node.target, "__name__", "") in CONVOLUTIONS:
-                return Signature(names, CONVOLUTIONS[node.target.__name__] + 2)
-        return Signature(names, 4)
+                return Signature(names, axes or CONVOLUTIONS[node.target.__name__] + 2)
+        return Signature(names, axes or 4)
 
     def is_single(self, item: Any) -> bool:
         """Whether an item is one image (one axis less than a batch)."""

@@ -105,7 +105,7 @@ def measure(
     file = None if checkpoint is None else Path(checkpoint)
     with _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
-        source = open_images(images, Signature.of(gm), request)
+        source = open_images(images, Signature.of(gm, analysis.input_shapes[0] if analysis else ()), request)
         state = _state(file, ranks)
         stream, inputs = _opened(source, state, ranks)
         analysis = analysis or _analysis(gm, inputs)
@@ -256,7 +256,7 @@ def _notes(density: Density, columns: Columns, source: Source, limit: int | None
 
 def _sizes(meter: Meter) -> Iterator[str]:
     """Sizes of images that the graph was not analyzed for."""
-    planned = tuple(meter.analysis.input_size)
+    planned = meter.analysis.input_shapes[0][-len(meter.analysis.input_size) :]
     others = [" x ".join(map(str, size)) for size in sorted(meter.sizes - {planned})]
     if others:
         yield (

@@ -138,7 +138,7 @@ class Meter:
         finite: Tensor,
     ) -> None:
         images = len(finite)
-        self.sizes.add(tuple(batch.inputs[0].shape[2:]))
+        self.sizes.add(tuple(batch.inputs[0].shape[-len(self.analysis.input_size) :]))
         elements: list[int] = []
         for (name, columns), shape in zip(self.columns.by_activation().items(), shapes, strict=True):
             if shape[0] % images:

@@ -27,7 +27,7 @@ from mbs_fx.analysis import Analysis, Stream
 from mbs_fx.measuring.columns import Counts, Floats
 from mbs_fx.measuring.moments import Moments
 from mbs_fx.measuring.result import Density, Interval
-from mbs_fx.planning.algorithm import boundary, is_base, scaled_width
+from mbs_fx.planning.algorithm import base_layers, boundaries, on_axes, scaled_width
 from mbs_fx.planning.allocation import targets
 
 TYPICAL = 128
@@ -58,16 +58,16 @@ class Factor:
 def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[Factor, ...]:
     """Every scaling factor of a network, for each threshold."""
     size = max(index.values(), default=-1) + 1
-    fields = [conv.receptive_field for conv in analysis.convs]
+    fields = on_axes([conv.receptive_field for conv in analysis.convs], len(analysis.input_size))
+    is_base = base_layers(fields, boundaries(fields, np.outer(zs, analysis.input_size)))
     found: list[Factor] = []
-    for z in zs:
-        limit = boundary(fields, [z * length for length in analysis.input_size])
+    for z, below in zip(zs, is_base, strict=True):
         base = np.zeros(size)
         own = np.zeros((len(analysis.macroblocks), size))
-        for conv in analysis.convs:
+        for conv, within in zip(analysis.convs, below, strict=True):
             if conv.name in index:
                 own[conv.macroblock, index[conv.name]] += conv.flops
-                base[index[conv.name]] += conv.flops if is_base(conv.receptive_field, limit) else 0
+                base[index[conv.name]] += conv.flops if within else 0
         found += [Factor(z, i, base, total) for i, total in enumerate(own.cumsum(axis=0))]
     return tuple(found)
 

@@ -76,7 +76,7 @@ def _placeholders(gm: GraphModule) -> list[Node]:
 
 
 def _carried(gm: GraphModule) -> tuple[Shapes, tuple[str, ...]]:
-    held = [_noted(node) for node in _placeholders(gm) if not node.args]
+    held = [noted_on(node) for node in _placeholders(gm) if not node.args]
     if held and None not in held:
         return tuple(tuple(map(int, value.shape)) for value in held), types_of(held)
     made: Any = gm.meta.get("mbs")
@@ -88,7 +88,7 @@ def _carried(gm: GraphModule) -> tuple[Shapes, tuple[str, ...]]:
     return made.input_shapes, made.input_types
 
 
-def _noted(node: Node) -> Any:
+def noted_on(node: Node) -> Any:
     """What this or another pass left about the tensor that enters."""
     held = (node.meta.get(key) for key in ("tensor_meta", "val", "example_value"))
     return next((value for value in held if hasattr(value, "shape")), None)

@@ -38,6 +38,18 @@ class Scaling:
     beta: float
 
 
+def on_axes(fields: Sequence[Sequence[float]], axes: int) -> Floats:
+    """Receptive fields of convolutions on the axes of the input, (convolutions, axes).
+
+    Where a convolution has fewer axes they are the last, and only these decide.
+    """
+    result = np.full((len(fields), axes), np.inf)
+    for row, field in zip(result, fields, strict=True):
+        own = field[-axes:]
+        row[axes - len(own) :] = own
+    return result
+
+
 def boundaries(fields: Floats, thresholds: Floats) -> Floats:
     """The smallest receptive field greater than each threshold, per axis (Eq. 3); infinite where there is none."""
     result = np.empty_like(thresholds)

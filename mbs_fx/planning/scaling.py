@@ -50,16 +50,9 @@ class Setting:
 
     @cached_property
     def fields(self) -> Floats:
-        """Receptive fields of all convolutions on the axes of the input, (convolutions, axes).
-
-        Where a convolution has fewer axes they are the last, and only these decide.
-        """
-        axes = len(self.analysis.input_size)
-        result = np.full((len(self.analysis.convs), axes), np.inf)
-        for row, conv in zip(result, self.analysis.convs, strict=True):
-            own = conv.receptive_field[-axes:]
-            row[axes - len(own) :] = own
-        return result
+        """Receptive fields of all convolutions on the axes of the input, (convolutions, axes)."""
+        fields = [conv.receptive_field for conv in self.analysis.convs]
+        return algorithm.on_axes(fields, len(self.analysis.input_size))
 
     @cached_property
     def effective(self) -> Floats:
