@@ -178,7 +178,7 @@ class Analysis:
     """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it.
 
     ``input_types`` names the type of every input of whole numbers, empty for those of the parameters' type; () where
-    all are.
+    all are.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking inside.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -198,6 +198,7 @@ class Analysis:
     element_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     input_types: tuple[str, ...] = ()
     maps: tuple[FeatureMap, ...] = ()
+    leaves: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = ()
 
     def __str__(self) -> str:

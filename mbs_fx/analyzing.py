@@ -36,6 +36,7 @@ from mbs_fx.nodes.inputs import Example, Shapes, inputs_of
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
 from mbs_fx.nodes.shapes import infer, typed
+from mbs_fx.tracers.leaves import is_layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +201,14 @@ def _assemble(
         element_bytes={name: tensor.element_size() for name, tensor in saved.items()},
         maps=feature_maps(flow, choices, geometry),
         operations=operations(flow),
+        leaves=_leaves(flow),
     )
+
+
+def _leaves(flow: Flow) -> tuple[str, ...]:
+    """Modules, layers of torch.nn aside, that the graph calls without looking inside."""
+    called = (str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module")
+    return tuple(path for path in dict.fromkeys(called) if not is_layer(type(flow.modules[path])))
 
 
 def _bound(

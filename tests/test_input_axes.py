@@ -85,7 +85,7 @@ def test_a_layout_of_its_own_changes_nothing(usual, own, shape, moved):
 
 @pytest.mark.parametrize(("net", "shape"), [(NoBatch(), (3, 8, 20)), (NoBatchNoChannels(), (8, 20))])
 def test_an_input_without_a_batch_that_the_model_unsqueezes_is_refused(net, shape):
-    with pytest.raises(MBSError, match=r"a: the first axis of the input \(.*\) is no batch .* let the model take batch"):
+    with pytest.raises(MBSError, match=r"a: the first axis of the input \(.*\) is no batch .* let the model take"):
         mbs_fx.analyze(mbs_fx.trace(net, shape), shape)
 
 

@@ -6,7 +6,7 @@ Semantics
 - Layers of ``torch.nn`` and functions of the libraries return layouts that follow from their configuration
   and the layouts of their arguments: each combination runs once, on meta tensors.
 - Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
-  slower, but they know their device and how to mix with real ones.
+  slower, but they know their device and how to mix with real ones.  A module that decides by values gets zeros.
 - Short tensors of whole numbers that the graph holds (a shape, an order of channels) keep their numbers.
 - Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
@@ -83,7 +83,12 @@ class FakeInterpreter(Interpreter):
         tensors = [a for a in args if isinstance(a, Tensor)]
         # Fake tensors would hide the numbers of a constant from the code that reads them.
         run = self._on_metas if any(map(_is_constant, tensors)) else self._on_fakes
-        return run(call, args, kwargs)
+        try:
+            return run(call, args, kwargs)
+        except DataDependentOutputException:
+            if n.op != "call_module" or self.device.type == "meta":
+                raise
+            return self._on_zeros(call, args, kwargs)
 
     def _call(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = _hashed((call, args, kwargs)) if self.shares and "out" not in kwargs else None
@@ -108,6 +113,10 @@ class FakeInterpreter(Interpreter):
         with self.mode:
             fake_args, fake_kwargs = mapped((args, kwargs), self._fake)
             return stand_in(call, self._fake)(*fake_args, **fake_kwargs)
+
+    def _on_zeros(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = mapped((args, kwargs), lambda t: torch.zeros_like(t, device=self.device) if t.is_meta else t)
+        return stand_in(call, lambda t: t.detach().clone())(*given[0], **given[1])
 
     def _meta(self, tensor: Tensor) -> Tensor:
         if _is_constant(tensor):

@@ -3,8 +3,8 @@
 Semantics
 - Tensors, also inside tuples, lists, dicts and named tuples, become `TensorShape`; Python values (sizes,
   numbers, None, devices) stand as they are, so that a later pass can read the constants of the graph.
-- Nothing is allocated and no kernel is called.  BatchNorm statistics, modes, hooks, ``node.meta`` and the
-  random number generators stay as they were.
+- Nothing is allocated and no kernel is called, except in a leaf that decides by values.  BatchNorm statistics,
+  modes, hooks, ``node.meta`` and the random number generators stay as they were.
 - Inputs are tensors or shapes.  A shape stands for a tensor of the first floating-point parameter's dtype.
   All inputs lie where that parameter lies.
 """

@@ -89,6 +89,7 @@ class _Assembly:
             input_shapes=self.analysis.input_shapes,
             input_types=self.analysis.input_types,
             opaque=self.analysis.opaque,
+            leaves=self.analysis.leaves,
             images=density.images if density is not None else 0,
             notes=(*_notes(self.setting, widths, point), *notes, *self.analysis.notes),
         )

@@ -47,6 +47,7 @@ class Plan:
     ``activation_bytes`` (feature maps of one image at the moment when they are most) are (before, after).  After a
     rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
     share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
+    ``opaque`` and ``leaves`` are the modules that were scaled as a whole, and not looked into.
     """
 
     z: float | None
@@ -64,6 +65,7 @@ class Plan:
     images: int = 0
     input_types: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
@@ -125,6 +127,7 @@ def _plan_of(data: dict[str, Any]) -> Plan:
             "input_shapes",
             "input_types",
             "opaque",
+            "leaves",
             "notes",
         ):
             if name in fields:

@@ -12,6 +12,7 @@ Semantics
 from __future__ import annotations
 
 import copy
+import inspect
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -76,12 +77,12 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
     for mode in (False, True):
         small.train(mode)
         try:
-            graphs[mode] = trace(small, inputs)
+            graphs[mode] = trace(small, inputs, leaves=plan.leaves)
         except MBSError:
             if not mode:
                 raise
             continue
-        found = facts(graphs[mode], tuple(tuple(x.shape) for x in inputs), plan.opaque, plan.input_types)
+        found = facts(graphs[mode], _shapes(plan), plan.opaque, plan.input_types)
         if not mode:
             keeps[mode] = decide(found, plan, criterion)
         else:
@@ -90,11 +91,21 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
     return graphs, keeps
 
 
-def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...]:
-    """Random inputs of the shapes and types that a plan was made for, at least two images each."""
+def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """Random inputs that a plan was made for; by name where ``forward`` takes some by name only."""
     device, dtype = place_and_dtype(model)
-    sizes = [(max(2, shape[0]), *shape[1:]) for shape in plan.input_shapes]
-    return tuple(value.to(device) for value in random_inputs(sizes, plan.input_types, dtype))
+    values = [value.to(device) for value in random_inputs(_shapes(plan), plan.input_types, dtype)]
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if not named:
+        return tuple(values)
+    first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return dict(zip([*first[: len(values) - len(named)], *named], values, strict=True))
+
+
+def _shapes(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """The inputs that a plan was made for, at least two images each."""
+    return tuple((max(2, shape[0]), *shape[1:]) for shape in plan.input_shapes)
 
 
 def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
@@ -160,7 +171,8 @@ def _check_runs(small: nn.Module, plan: Plan) -> None:
     small.eval()
     try:
         with torch.no_grad():
-            small(*example_inputs(small, plan))
+            inputs = example_inputs(small, plan)
+            small(**inputs) if isinstance(inputs, dict) else small(*inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise MBSError(
             f"the reduced module does not run ({error}): its code counts channels where replacing layers does not "

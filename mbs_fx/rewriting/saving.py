@@ -80,12 +80,12 @@ def _traced(model: nn.Module, plan: Plan) -> GraphModule:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        gm = trace(model, example)
+        gm = trace(model, example, leaves=plan.leaves)
     finally:
         for module, mode in modes.items():
             module.training = mode
     if model.training and not set(plan.before) <= _used(gm):
-        return trace(model, example)
+        return trace(model, example, leaves=plan.leaves)
     gm.training = model.training
     return gm
 
