@@ -32,7 +32,7 @@ from mbs_fx.channels.streams import find_segments, find_streams
 from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.collector import collector_paused
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.inputs import Example, Shapes, inputs_of
+from mbs_fx.nodes.inputs import Example, Shapes, inputs_of, require_graph
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
 from mbs_fx.nodes.shapes import infer, typed
@@ -86,10 +86,7 @@ def analyze(
 
 def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> Facts:
     """Analysis and labels of a graph, remembered until the graph changes; ``opaque`` are module paths."""
-    if not isinstance(gm, GraphModule):
-        raise MBSError(
-            f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
-        )
+    require_graph(gm)
     print_ = _fingerprint(gm, shapes, opaque)
     key = print_, _held(gm), register_count(), types
     known = _CACHE.get(gm)

@@ -16,7 +16,7 @@ from mbs_fx.errors import MBSError
 def opaque_paths(gm: GraphModule, wanted: Iterable[str | type[nn.Module]]) -> tuple[str, ...]:
     """The outermost modules that hold a convolution and match a class or a regular expression."""
     found: set[str] = set()
-    for each in wanted:
+    for each in (wanted,) if isinstance(wanted, str | type) else wanted:
         new = {path for node in gm.graph.nodes for path, kind in _around(gm, node) if _matches(each, path, kind)}
         if not new:
             raise MBSError(f"opaque: {each}: no convolution lies in such a module")
@@ -44,7 +44,10 @@ def _around(gm: GraphModule, node: Node) -> list[tuple[str, str]]:
 def _matches(wanted: str | type[nn.Module], path: str, kind: str) -> bool:
     if isinstance(wanted, type):
         return kind.rpartition(".")[2] == wanted.__name__
-    return re.fullmatch(wanted, path) is not None
+    try:
+        return re.fullmatch(wanted, path) is not None
+    except (TypeError, re.error) as error:
+        raise MBSError(f"opaque: {wanted!r} is neither a module class nor a regular expression ({error})") from error
 
 
 def forced(gm: GraphModule, opaque: tuple[str, ...]) -> Callable[[str], bool]:

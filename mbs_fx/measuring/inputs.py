@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.inputs import noted_on
+from mbs_fx.nodes.inputs import noted_on, require_graph
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 
@@ -134,10 +134,7 @@ class Signature:
 
 def check_graph(gm: Any) -> None:
     """Refuse what is not a traced graph, and a graph whose layers behave as in training."""
-    if not isinstance(gm, fx.GraphModule):
-        raise MBSError(
-            f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
-        )
+    require_graph(gm)
     targets = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
     training = [t for t in targets if any(m.training for m in gm.get_submodule(t).modules())]
     if training or (gm.training and not targets):

@@ -24,6 +24,14 @@ Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | 
 Shapes = tuple[tuple[int, ...], ...]
 
 
+def require_graph(gm: Any) -> None:
+    """Raise `MBSError` for what is not a traced graph."""
+    if not isinstance(gm, GraphModule):
+        raise MBSError(
+            f"{type(gm).__name__} is not a traced graph: trace the model first, mbs_fx.trace(model, example)"
+        )
+
+
 def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
     """Leave the shapes of ``values`` on the inputs of a graph; constants at the end become defaults."""
     inputs = list(zip(_placeholders(gm), values, strict=True))
@@ -39,6 +47,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
 
 def inputs_of(gm: GraphModule, example: Example) -> tuple[Shapes, tuple[str, ...]]:
     """The shape of every tensor input, and its type where it is of whole numbers (`mbs_fx.nodes.shapes.types_of`)."""
+    require_graph(gm)
     if example is None:
         return _carried(gm)
     values = _one_per_input(gm, example)

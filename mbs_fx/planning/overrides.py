@@ -18,6 +18,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from mbs_fx.analysis import Analysis, Stream
@@ -55,7 +56,9 @@ def named(analysis: Analysis, key: Any, argument: str) -> Named:
     """The macroblocks or convolutions that a key names.  Raises `MBSError` where there are none."""
     if isinstance(key, str | re.Pattern):
         return _named_by_text(analysis, key, argument)
-    size = tuple(key) if isinstance(key, tuple) else (int(key),)
+    size = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(each, Integral) for each in size):
+        raise MBSError(f"{argument}: {key!r} names nothing: a key is a spatial size, an index, or a text")
     found = [m.index for m in analysis.macroblocks if size in (m.spatial_size, _square(m.spatial_size))]
     if not found and len(size) == 1 and 0 <= size[0] < len(analysis.macroblocks):
         found = [size[0]]
@@ -136,7 +139,10 @@ def resolve(
         if not isinstance(number, int) or number < 1:
             raise MBSError(f"{name} = {number!r}: give a whole number of channels, 1 or more")
     said = _Said(analysis)
-    for key in (keep,) if isinstance(keep, str | int | re.Pattern) else keep:
+    for name, given in (("betas", betas), ("widths", widths)):
+        if not isinstance(given, Mapping | None):
+            raise MBSError(f"{name} is a {type(given).__name__}: give a dict from keys to numbers")
+    for key in keep if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,):
         said.keep(key)
     for key, beta in (betas or {}).items():
         said.scale(key, beta)
@@ -164,7 +170,7 @@ class _Said:
 
     def scale(self, key: Any, beta: float) -> None:
         """A factor for a macroblock, or for width groups."""
-        if not isinstance(beta, int | float) or not 0 < beta <= 1:
+        if not isinstance(beta, Real) or not 0 < beta <= 1:
             raise MBSError(f"betas: {beta} for {key} is not in (0, 1]")
         found, word = named(self.analysis, key, "betas"), _Word("betas", key, float(beta))
         for macroblock in found.macroblocks:
@@ -186,7 +192,7 @@ class _Said:
                     "factor for all of them in betas="
                 )
         for stream in streams:
-            if not isinstance(width, int) or not 1 <= width <= stream.width:
+            if not isinstance(width, Integral) or not 1 <= width <= stream.width:
                 raise MBSError(f"widths: {key}: {width} is not between 1 and its present width {stream.width}")
             self._group(stream, word)
 

@@ -14,6 +14,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from mbs_fx.analysis import Analysis
@@ -65,7 +66,11 @@ def plan(
             had, a budget below the smallest that can be reached.
 
     """
-    if z is not None and not z > 0:
+    if not isinstance(analysis, Analysis):
+        raise MBSError(f"the analysis is a {type(analysis).__name__}: mbs_fx.analyze(gm, example) makes one")
+    if not isinstance(density, Density | None):
+        raise MBSError(f"the density is a {type(density).__name__}: mbs_fx.measure(gm, images) makes one")
+    if z is not None and not (isinstance(z, Real) and z > 0):
         raise MBSError(f"z = {z}: the threshold is a positive multiple of the input size, for example 1.0")
     if density is not None:
         density.check(analysis)
@@ -75,8 +80,8 @@ def plan(
     scaled = not decided or z is not None or density is not None or budgets.given
     setting = Setting(analysis, density, said, scaled)
     if budgets.given or latency is not None:
-        return fit(setting, budgets, z, latency)
+        return fit(setting, budgets, None if z is None else float(z), latency)
     if not scaled:
         return assemble(setting, [Point(None, 0.0)])[0]
-    at = 1.0 if z is None else z
+    at = 1.0 if z is None else float(z)
     return assemble(setting, [Point(at, float(setting.e_base([at])[0]))])[0]

@@ -133,20 +133,15 @@ def _plan_of(data: dict[str, Any]) -> Plan:
             if name in fields:
                 fields[name] = _tuples(fields[name])
         found = Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)
+        _check(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MBSError(f"the plan is incomplete or was edited into something else: {error!r}") from error
-    _check(found)
     return found
 
 
 def _check(plan: Plan) -> None:
     """Raise `MBSError` naming the first entry that cannot be, for instance after an edit by hand."""
-    for name in ("widths", "before", "kept", "channels"):
-        if not isinstance(getattr(plan, name), dict):
-            raise MBSError(f'the plan was edited into something else: "{name}" maps module paths, as {{"conv1": ...}}')
-    for name in ("params", "flops", "model_bytes", "activation_bytes"):
-        if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
-            raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
+    _check_types(plan)
     for path, width in plan.widths.items():
         most = plan.before.get(path)
         if most is None:
@@ -159,6 +154,22 @@ def _check(plan: Plan) -> None:
                 f"{path}: the plan gives it the width {plan.widths[path]}, but lists {len(kept)} channels that were "
                 'kept; empty "channels" in the file, and they are chosen anew'
             )
+
+
+def _check_types(plan: Plan) -> None:
+    for name in ("widths", "before", "kept", "channels"):
+        if not isinstance(getattr(plan, name), dict):
+            raise MBSError(f'the plan was edited into something else: "{name}" maps module paths, as {{"conv1": ...}}')
+    for name in ("params", "flops", "model_bytes", "activation_bytes"):
+        if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
+            raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
+    for name, item in (("input_shapes", tuple), ("input_types", str), ("opaque", str), ("leaves", str), ("notes", str)):
+        held: Any = getattr(plan, name)
+        if not isinstance(held, tuple) or not all(isinstance(each, item) for each in held):
+            raise MBSError(f'the plan was edited into something else: "{name}" is a list')
+    for held in (plan.z, plan.beyond, *(plan.boundary or ())):
+        if not isinstance(held, int | float | None):
+            raise MBSError(f'the plan was edited into something else: {held!r} in "z", "beyond" or "boundary"')
 
 
 def _tuples(value: Any) -> Any:

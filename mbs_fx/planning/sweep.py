@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -100,10 +101,11 @@ def sweep(
     if density is not None:
         density.check(analysis)
     setting = Setting(analysis, density, resolve(analysis, **overrides))
-    asked = [z] if isinstance(z, int | float) else z
-    zs = setting.thresholds() if asked is None else sorted(set(map(float, asked)), reverse=True)
-    if not zs or not all(0 < each < np.inf for each in zs):
+    asked: list[Any] = setting.thresholds() if z is None else list(z) if isinstance(z, Iterable) else [z]
+    numbers = all(isinstance(each, Real) for each in asked)
+    if not asked or not numbers or not all(0 < each < np.inf for each in asked):
         raise MBSError("sweep: z holds thresholds, each a positive multiple of the input size: z=(0.6, 0.8, 1.0)")
+    zs = sorted(set(map(float, asked)), reverse=True)
     reached = setting.e_base(zs)
     counts = setting.counts(reached)
     first = np.flatnonzero(np.concatenate([[True], (counts[:, 1:] != counts[:, :-1]).any(axis=0)]))

@@ -54,7 +54,7 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
     for path, width in plan.widths.items():
         if not isinstance(width, int) or not 1 <= width <= plan.before.get(path, 0):
             raise MBSError(f"{path}: a width of {width} is not between 1 and {plan.before.get(path, 0)}")
-    missing = next((path for path in present if path not in plan.before), None)
+    missing = next((path for path in present if path not in plan.before or path not in plan.widths), None)
     if missing is not None:
         raise MBSError(f"the plan does not fit: it has no width for the convolution {missing}")
 

@@ -50,6 +50,10 @@ def rewrite(
 
     """
     check_words(init, criterion)
+    if not isinstance(plan, Plan):
+        raise MBSError(f"the plan is a {type(plan).__name__}: mbs_fx.plan makes one, mbs_fx.Plan.from_json reads one")
+    if not isinstance(model, nn.Module):
+        raise MBSError(f"the model is a {type(model).__name__}: give a traced graph, or the original nn.Module")
     earlier = plan_in(model)
     plan = relative(earlier, plan)
     if isinstance(model, GraphModule):

@@ -165,11 +165,20 @@ def _scores(facts: Facts, criterion: Criterion) -> NDArray[np.float64]:
             continue
         seen.add(flow.path)
         values = _layer_scores(facts, flow.path, criterion)
-        if values is not None and len(values) == len(flow.out):
+        if values is not None:
+            _check_scores(flow.path, values, len(flow.out))
             np.add.at(score, facts.choices.choice[flow.out], values / max(float(values.mean()), 1e-12))
     if criterion == "scale":
         _add_scales(facts, score)
     return score
+
+
+def _check_scores(path: str, values: NDArray[np.float64], channels: int) -> None:
+    if values.shape != (channels,) or np.isnan(values).any():
+        raise MBSError(
+            f"{path}: the criterion gives scores of shape {values.shape}{' with NaN' * bool(np.isnan(values).any())}; "
+            f"it gives one number for each of the {channels} output channels"
+        )
 
 
 def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.float64] | None:
