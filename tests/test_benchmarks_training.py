@@ -43,7 +43,8 @@ def sheets(tmp_path_factory):
 def place(sheets, tmp_path, monkeypatch):
     quick = cifar_rows.Schedule(mbs_fx.Recipe(epochs=2, batch=32, lr=0.01), small=1)
     monkeypatch.setitem(cifar_rows.SCHEDULES, "short", quick)
-    return cifar10.Place(sheets, None, tmp_path / "log.jsonl", tmp_path, None, torch.get_num_threads())
+    yield cifar10.Place(sheets, None, tmp_path / "log.jsonl", tmp_path, None, torch.get_num_threads())
+    torch.set_flush_denormal(False)  # what a row sets for its process
 
 
 def row(**changes):
