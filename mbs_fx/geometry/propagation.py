@@ -82,7 +82,9 @@ def input_axes(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[int, ...]:
             continue
         held = [{atom.axis for atom in row} - {CHANNELS} for row in x.dims]
         slid = set[int]().union(*held[-spec.dims :])
-        if len(held) < spec.dims + 2 or len(slid) < spec.dims or any(len(each) != 1 for each in held[-spec.dims :]):
+        mixed = any(len(each) != 1 for each in held[-spec.dims :])
+        given = any(isinstance(a, Node) and a.op == "placeholder" for a in call.node.args[1:2])  # the weight
+        if given or mixed or len(held) < spec.dims + 2 or len(slid) < spec.dims:
             return plain
         if 0 in slid | held[1]:
             raise MBSError(
