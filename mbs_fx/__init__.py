@@ -2,17 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import analyze
 from mbs_fx.channels.rules import register as register_rule
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
-from mbs_fx.measuring.result import Density
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.plan import plan
-from mbs_fx.planning.result import Plan
 from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.reducing import reduce
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carrying import carry_optimizer
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.saving import load, save

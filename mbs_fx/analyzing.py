@@ -21,7 +21,6 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
-from mbs_fx.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labelling import run
 from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
@@ -36,6 +35,7 @@ from mbs_fx.nodes.inputs import Example, Shapes, inputs_of, require_graph
 from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
 from mbs_fx.nodes.operations import operations
 from mbs_fx.nodes.shapes import infer, typed
+from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.tracers.leaves import is_layer
 
 

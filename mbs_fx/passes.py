@@ -22,12 +22,12 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import analyze, facts
 from mbs_fx.measuring.measure import measure
-from mbs_fx.measuring.result import Density
 from mbs_fx.nodes.inputs import Example
 from mbs_fx.planning.plan import plan
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.selection import Criterion

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
-from mbs_fx.analysis import Activation, Analysis, Conv, Macroblock, Width
 from mbs_fx.measuring.measure import measure
-from mbs_fx.measuring.result import Density
+from mbs_fx.results.analysis import Activation, Analysis, Conv, Macroblock, Width
+from mbs_fx.results.density import Density
 
 SHAPE = (1, 3, 16, 16)
 

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 import mbs_fx
-from mbs_fx.measuring.result import Density
+from mbs_fx.results.density import Density
 from mbs_fx.sample import resnet
 
 NETWORKS = ("resnet20", "resnet50", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "rectangle", "resnext50_32x4d")

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import mbs_fx
-from mbs_fx.analysis import Activation
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring import counting
-from mbs_fx.measuring.result import Density
+from mbs_fx.results.analysis import Activation
+from mbs_fx.results.density import Density
 
 
 class Twice(nn.Module):

@@ -9,7 +9,7 @@ import density_worker
 import pytest
 import two_ranks
 
-from mbs_fx.measuring.result import Density
+from mbs_fx.results.density import Density
 
 pytestmark = two_ranks.needs_gloo
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring import reading
 from mbs_fx.measuring.measure import measure
-from mbs_fx.measuring.result import Density
+from mbs_fx.results.density import Density
 
 
 class Images(Dataset[Tensor]):

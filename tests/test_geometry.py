@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, symbolic_trace
 from torchvision.ops import SqueezeExcitation
 
-from mbs_fx.analysis import Geometry
 from mbs_fx.geometry.propagation import Located, conv_kind, propagate
 from mbs_fx.nodes.shapes import infer
+from mbs_fx.results.analysis import Geometry
 from mbs_fx.sample import resnet
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)

@@ -10,9 +10,9 @@ import torchvision
 from torch import nn
 from torch.fx import GraphModule, Tracer, symbolic_trace
 
-from mbs_fx.analysis import Geometry
 from mbs_fx.geometry.propagation import propagate
 from mbs_fx.nodes.shapes import infer
+from mbs_fx.results.analysis import Geometry
 from mbs_fx.sample import resnet
 
 SIZE = (1, 4, 24, 16)

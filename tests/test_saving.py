@@ -9,7 +9,7 @@ from torch import nn
 
 import mbs_fx
 from mbs_fx import MBSError
-from mbs_fx.files import write_atomically
+from mbs_fx.results.files import write_atomically
 from mbs_fx.sample import resnet
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 import mbs_fx
 from mbs_fx import sample
 from mbs_fx.measuring.columns import Columns, Floats
-from mbs_fx.measuring.result import Density, Interval
 from mbs_fx.measuring.settle import FEWEST, Judge, factors, half_width, intervals, judge
+from mbs_fx.results.density import Density, Interval
 
 ZS = (0.1, 0.2)
 """On 16 pixels: up to receptive fields of 3 and of 5 everything is base.  The convolutions have 3, 5 and 7."""

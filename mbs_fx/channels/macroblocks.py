@@ -16,9 +16,9 @@ from math import prod
 import numpy as np
 from torch.fx import Node
 
-from mbs_fx.analysis import Geometry
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor
+from mbs_fx.results.analysis import Geometry
 
 Place = tuple[bool, tuple[int, ...]]
 """(after upsampling, spatial size): what a macroblock is."""

@@ -19,10 +19,10 @@ import numpy as np
 from torch import nn
 from torch.fx import Node
 
-from mbs_fx.analysis import Activation
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, varying, vector
 from mbs_fx.channels.rules import operation, rule_for
+from mbs_fx.results.analysis import Activation
 
 _SPARSE_MODULES = (nn.ReLU, nn.ReLU6, nn.Threshold)
 _DENSE_MODULES = (

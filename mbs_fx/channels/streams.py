@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mbs_fx.analysis import Cell, Conv, Segment, Stream, Width
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.macroblocks import class_key
 from mbs_fx.channels.widths import Choices
+from mbs_fx.results.analysis import Cell, Conv, Segment, Stream, Width
 
 
 def find_streams(flow: Flow, choices: Choices, convs: Sequence[Conv], bound: Mapping[str, int]) -> tuple[Stream, ...]:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbs_fx.analysis import Cell, Width
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor
+from mbs_fx.results.analysis import Cell, Width
 
 Array = NDArray[np.int64]
 

@@ -8,7 +8,7 @@ from mbs_fx.cli import options
 from mbs_fx.cli.session import SHIPPED, Session
 
 if TYPE_CHECKING:
-    from mbs_fx.analysis import Analysis
+    from mbs_fx.results.analysis import Analysis
 
 
 def analyze(

@@ -19,7 +19,7 @@ from mbs_fx.cli.session import SHIPPED, Session, applied
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
-    from mbs_fx.planning.result import Plan
+    from mbs_fx.results.plan import Plan
 
 
 def reduce(

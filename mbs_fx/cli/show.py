@@ -18,8 +18,8 @@ def show(
     show_code: options.ShowCode = False,
 ) -> None:
     """Print a plan or a density as its table."""
-    from mbs_fx.measuring.result import Density
-    from mbs_fx.planning.result import Plan
+    from mbs_fx.results.density import Density
+    from mbs_fx.results.plan import Plan
 
     try:
         kind = json.loads(file.read_text()).get("format")

@@ -25,13 +25,13 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.analysis import Geometry
 from mbs_fx.errors import MBSError
 from mbs_fx.geometry import mixing, moves, rules
 from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
 from mbs_fx.geometry.tracks import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.nodes.convs import ConvSpec, any_conv, conv_kind, flops, is_torch
 from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.results.analysis import Geometry
 
 __all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
 

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_atomically
 from mbs_fx.measuring.moments import Moments
+from mbs_fx.results.files import write_atomically
 
 FORMAT = "mbs_fx.measurement 1"
 ARRAYS = ("mean", "scatter", "nonzero", "elements")

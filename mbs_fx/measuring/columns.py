@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mbs_fx.analysis import Analysis
+from mbs_fx.results.analysis import Analysis
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from mbs_fx.analysis import Activation
 from mbs_fx.measuring.columns import Column, Columns
 from mbs_fx.measuring.fast import fetch
+from mbs_fx.results.analysis import Activation
 
 CACHED = 1 << 18
 """Values of a piece that stays in the cache together with its signs."""

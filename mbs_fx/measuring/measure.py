@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring import checkpoint as checkpoints
 from mbs_fx.measuring.columns import Columns
@@ -36,9 +35,10 @@ from mbs_fx.measuring.moments import Moments
 from mbs_fx.measuring.progress import Progress
 from mbs_fx.measuring.ranks import Ranks, join
 from mbs_fx.measuring.reading import Numbered, Outcome, Reading
-from mbs_fx.measuring.result import Density, fingerprint
 from mbs_fx.measuring.settle import Judge, factors
 from mbs_fx.nodes.shapes import types_of
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density, fingerprint
 
 Inputs = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 

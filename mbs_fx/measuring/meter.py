@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring import counting
 from mbs_fx.measuring.columns import Columns
@@ -28,6 +27,7 @@ from mbs_fx.measuring.inputs import Batch
 from mbs_fx.measuring.makes import Make
 from mbs_fx.measuring.moments import Block
 from mbs_fx.measuring.nonfinite import locate
+from mbs_fx.results.analysis import Analysis
 
 OnNonfinite = Literal["raise", "skip"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from mbs_fx.measuring.result import Interval
+from mbs_fx.results.density import Interval
 
 
 class Progress:

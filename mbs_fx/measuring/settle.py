@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from mbs_fx.analysis import Analysis, Stream
 from mbs_fx.measuring.columns import Counts, Floats
 from mbs_fx.measuring.moments import Moments
-from mbs_fx.measuring.result import Density, Interval
 from mbs_fx.planning.algorithm import base_layers, boundaries, on_axes, scaled_width
 from mbs_fx.planning.allocation import targets
+from mbs_fx.results.analysis import Analysis, Stream
+from mbs_fx.results.density import Density, Interval
 
 TYPICAL = 128
 """The number of images at which the intervals are tightest for their confidence."""

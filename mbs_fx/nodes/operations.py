@@ -14,10 +14,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from mbs_fx.analysis import Operation
 from mbs_fx.channels.flow import Flow
 from mbs_fx.nodes.convs import any_conv, of_module, per_axis
 from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.results.analysis import Operation
 
 
 def operations(flow: Flow) -> tuple[Operation, ...]:

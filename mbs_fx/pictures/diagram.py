@@ -22,7 +22,7 @@ from mbs_fx.pictures.boxes import Piece, box_piece
 from mbs_fx.pictures.groups import group_name, group_piece, macroblock_piece
 from mbs_fx.pictures.scene import Box, Scene
 from mbs_fx.pictures.tree import Group, tree
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.plan import Plan
 
 Fold = Literal["auto", "macroblocks", "units", "none"]
 AUTO = 48

@@ -14,10 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_atomically
-from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.diagram import Diagram, Fold, diagram, opened, plan_diagram
 from mbs_fx.pictures.dot import dot_text
 from mbs_fx.pictures.engine import layout
@@ -26,7 +23,10 @@ from mbs_fx.pictures.png import png
 from mbs_fx.pictures.scene import scene
 from mbs_fx.pictures.svg import alone
 from mbs_fx.pictures.target import target
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.files import write_atomically
+from mbs_fx.results.plan import Plan
 
 
 def draw(

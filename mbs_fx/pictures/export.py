@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.analysis import Analysis
-from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.scene import Box, scene
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.plan import Plan
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -17,7 +17,7 @@ from mbs_fx.pictures.boxes import LEFT, LINE, NAME, RIGHT, SMALL, TOP, WIDE, Pie
 from mbs_fx.pictures.scene import Box, Scene
 from mbs_fx.pictures.style import beta_text, change, fitted, macroblock_colour, size, span, text_width, window
 from mbs_fx.pictures.tree import Group
-from mbs_fx.planning.result import MacroblockPlan
+from mbs_fx.results.plan import MacroblockPlan
 
 _CELLS, _CELL = 48, 14.0
 _SHEETS = 6

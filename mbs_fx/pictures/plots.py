@@ -16,18 +16,18 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.analysis import Analysis, Conv
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_atomically
-from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.png import EXTRA
 from mbs_fx.pictures.scene import check, on_base_side
 from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour, size
 from mbs_fx.pictures.target import target
 from mbs_fx.planning.plan import plan as make_plan
-from mbs_fx.planning.result import Plan
 from mbs_fx.planning.scaling import share
 from mbs_fx.planning.sweep import Sweep, sweep
+from mbs_fx.results.analysis import Analysis, Conv
+from mbs_fx.results.density import Density
+from mbs_fx.results.files import write_atomically
+from mbs_fx.results.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

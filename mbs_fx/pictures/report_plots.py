@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.analysis import Analysis
-from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.plots import BAR, Look, curve_panel, factors_panel, fields_panel, flops_panel, span_of_thresholds
 from mbs_fx.pictures.style import macroblock_colour
 from mbs_fx.planning.sweep import Sweep
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

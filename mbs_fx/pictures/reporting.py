@@ -15,10 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_text
-from mbs_fx.measuring.result import Density
 from mbs_fx.pictures.diagram import diagram, opened
 from mbs_fx.pictures.drawing import network
 from mbs_fx.pictures.engine import layout
@@ -30,9 +27,12 @@ from mbs_fx.pictures.style import macroblock_colour, size
 from mbs_fx.pictures.svg import asset, base_words
 from mbs_fx.pictures.target import target
 from mbs_fx.planning.plan import plan as make_plan
-from mbs_fx.planning.result import Plan
 from mbs_fx.planning.sweep import Sweep, sweep
-from mbs_fx.report import PLAN_HEADERS, SWEEP_HEADERS, kept_lines, plan_row, sweep_row
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.files import write_text
+from mbs_fx.results.plan import Plan
+from mbs_fx.results.tables import PLAN_HEADERS, SWEEP_HEADERS, kept_lines, plan_row, sweep_row
 
 CARDS = (
     ("params", "parameters"),

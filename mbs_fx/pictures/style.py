@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mbs_fx.analysis import Operation
+from mbs_fx.results.analysis import Operation
 
 MACROBLOCKS = ("#4a6fb5", "#8a5bb3", "#b2557f", "#2f8f9d", "#7d6b46", "#5b7f3b", "#6b6fd0", "#a04f4f")
 BASE, ENHANCEMENT = "#64748b", "#ef7d00"

@@ -18,7 +18,7 @@ from mbs_fx.pictures.boxes import fill
 from mbs_fx.pictures.diagram import Diagram, Item
 from mbs_fx.pictures.engine import Layout
 from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_colour, size, text_width
-from mbs_fx.report import summary
+from mbs_fx.results.tables import summary
 
 _MARGIN, _LEGEND, _GAP = 16.0, 236.0, 28.0
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from mbs_fx.analysis import Segment
 from mbs_fx.pictures.scene import Box, Scene
+from mbs_fx.results.analysis import Segment
 
 FEW = 8
 """A module of no more boxes than this has no groups inside."""

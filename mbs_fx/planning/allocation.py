@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbs_fx.analysis import Analysis, Cell, Stream, Width
 from mbs_fx.errors import MBSError
+from mbs_fx.results.analysis import Analysis, Cell, Stream, Width
 
 Counts = NDArray[np.int64]
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.costs import Costs
-from mbs_fx.planning.result import MacroblockPlan, Plan
-from mbs_fx.report import summary
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.plan import MacroblockPlan, Plan
+from mbs_fx.results.tables import summary
 
 BEFORE = "reduced before: "
 

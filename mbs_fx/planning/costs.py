@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mbs_fx.analysis import Analysis, Conv, Width
 from mbs_fx.planning.allocation import Counts, integers
+from mbs_fx.results.analysis import Analysis, Conv, Width
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-from mbs_fx.analysis import Analysis, Stream
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.algorithm import scaled_width
 from mbs_fx.planning.allocation import ALL, Grain
+from mbs_fx.results.analysis import Analysis, Stream
 
 Key = int | tuple[int, ...] | str | re.Pattern[str]
 

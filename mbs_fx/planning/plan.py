@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.result import Density
 from mbs_fx.planning.assembling import Point, assemble
 from mbs_fx.planning.budgets import Budgets, fit
 from mbs_fx.planning.overrides import Key, resolve
-from mbs_fx.planning.result import Plan
 from mbs_fx.planning.scaling import Setting
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.plan import Plan
 
 
 def plan(

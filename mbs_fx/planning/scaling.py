@@ -17,14 +17,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from mbs_fx.analysis import Analysis, Conv, Stream
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.result import Density
 from mbs_fx.planning import algorithm
 from mbs_fx.planning.algorithm import Floats, Scaling
 from mbs_fx.planning.allocation import Counts, allocate, targets
 from mbs_fx.planning.costs import Costs
 from mbs_fx.planning.overrides import Overrides
+from mbs_fx.results.analysis import Analysis, Conv, Stream
+from mbs_fx.results.density import Density
 
 
 def share(density: Density | None, conv: Conv) -> float:

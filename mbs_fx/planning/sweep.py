@@ -18,14 +18,14 @@ from typing import Any, overload
 
 import numpy as np
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_text
-from mbs_fx.measuring.result import Density
 from mbs_fx.planning.assembling import Point, assemble
 from mbs_fx.planning.overrides import resolve
-from mbs_fx.planning.result import Plan
 from mbs_fx.planning.scaling import Setting
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density
+from mbs_fx.results.files import write_text
+from mbs_fx.results.plan import Plan
 
 VERSION = 1
 
@@ -71,12 +71,12 @@ class Sweep(Sequence[Plan]):
         return text
 
     def __str__(self) -> str:
-        from mbs_fx.report import sweep_text
+        from mbs_fx.results.tables import sweep_text
 
         return sweep_text(self.plans, self.ranges)
 
     def _repr_html_(self) -> str:
-        from mbs_fx.report import sweep_html
+        from mbs_fx.results.tables import sweep_html
 
         return sweep_html(self.plans, self.ranges)
 

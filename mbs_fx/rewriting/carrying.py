@@ -18,7 +18,7 @@ from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.composing import plan_in, relative
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.selection import Keep, restore
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
@@ -22,7 +21,8 @@ from mbs_fx.collector import collector_paused
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.shapes import infer, typed
 from mbs_fx.planning.allocation import from_widths
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore, select

@@ -26,7 +26,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.nodes.fakes import HOOKS
 from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.allocation import from_widths
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.resizing import Resizer

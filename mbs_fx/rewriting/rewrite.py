@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.composing import compose, plan_in, recounted, relative
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.graphs import check_runs, rewrite_graph
 from mbs_fx.rewriting.modules import rewrite_module
 from mbs_fx.rewriting.resizing import Init, initialise

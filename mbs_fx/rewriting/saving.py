@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_atomically
-from mbs_fx.planning.result import Plan
+from mbs_fx.results.files import write_atomically
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.modules import example_inputs
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.tracing import trace

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_atomically
+from mbs_fx.results.files import write_atomically
 from mbs_fx.training.recipe import Recipe
 from mbs_fx.training.result import Epoch
 

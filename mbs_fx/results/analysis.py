@@ -202,12 +202,12 @@ class Analysis:
     operations: tuple[Operation, ...] = ()
 
     def __str__(self) -> str:
-        from mbs_fx.report import analysis_text
+        from mbs_fx.results.tables import analysis_text
 
         return analysis_text(self)
 
     def _repr_html_(self) -> str:
-        from mbs_fx.report import analysis_html
+        from mbs_fx.results.tables import analysis_html
 
         return analysis_html(self)
 

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mbs_fx.analysis import Analysis
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_text
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.files import write_text
 
 FORMAT = "mbs_fx.measuring.measure"
 VERSION = 1
@@ -114,7 +114,7 @@ class Density:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from mbs_fx.report import density_html
+        from mbs_fx.results.tables import density_html
 
         return density_html(self)
 

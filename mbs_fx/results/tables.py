@@ -8,9 +8,9 @@ from html import escape
 
 from tabulate import tabulate
 
-from mbs_fx.analysis import Analysis
-from mbs_fx.measuring.result import Density, Interval
-from mbs_fx.planning.result import MacroblockPlan, Plan
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.results.density import Density, Interval
+from mbs_fx.results.plan import MacroblockPlan, Plan
 
 PLAN_HEADERS = (
     "m",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_fx.errors import MBSError
-from mbs_fx.files import write_text
+from mbs_fx.results.files import write_text
 
 VERSION = 1
 
@@ -103,12 +103,12 @@ class Plan:
         return _plan_of(data)
 
     def __str__(self) -> str:
-        from mbs_fx.report import plan_text
+        from mbs_fx.results.tables import plan_text
 
         return plan_text(self)
 
     def _repr_html_(self) -> str:
-        from mbs_fx.report import plan_html
+        from mbs_fx.results.tables import plan_html
 
         return plan_html(self)
 
