@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mbs_fx
-from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.objective import hits
 from mbs_fx.training.result import append_line
 

@@ -22,9 +22,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import mbs_fx
-from mbs_fx.devices import usable
 from mbs_fx.folder import Preparation
 from mbs_fx.models import resolve
+from mbs_fx.runtime.devices import usable
 
 
 def training_view(preparation: Preparation) -> v2.Transform:

@@ -25,10 +25,10 @@ from mbs_fx.measuring.makes import makes
 from mbs_fx.measuring.meter import Meter
 from mbs_fx.measuring.moments import Block, Moments
 from mbs_fx.measuring.progress import Progress
-from mbs_fx.measuring.ranks import Ranks
 from mbs_fx.measuring.reading import Reading
 from mbs_fx.measuring.settle import Judge, factors
 from mbs_fx.results.density import Density
+from mbs_fx.runtime.ranks import Ranks
 
 QUESTIONS = (((1.0,), 0.99), ((1.0,), 0.9), ((1.4, 1.2, 1.0, 0.8, 0.6), 0.99))
 """Thresholds to be settled together, and the confidence."""

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
-from mbs_fx.measuring.ranks import join
 from mbs_fx.results.density import Density
+from mbs_fx.runtime.ranks import join
 
 
 class Images(Dataset[Tensor]):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mbs_fx import MBSError
-from mbs_fx.devices import own, usable
+from mbs_fx.runtime.devices import own, usable
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.devices import usable
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.devices import usable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mbs_fx.devices import usable
 from mbs_fx.measuring.columns import Columns
 from mbs_fx.measuring.counting import instrument
 from mbs_fx.measuring.fast import LAYOUTS, fast_copy, fast_dtype
 from mbs_fx.measuring.recorded import Recorded
 from mbs_fx.measuring.rectify import fuse
 from mbs_fx.results.analysis import Analysis
+from mbs_fx.runtime.devices import usable
 
 LARGEST = 24 << 20
 """Bytes of an activation on a CPU.  From 32 MiB on, the C library gets every tensor from the system, and filling

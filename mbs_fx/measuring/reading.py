@@ -24,9 +24,9 @@ from mbs_fx.measuring.inputs import Batch
 from mbs_fx.measuring.meter import Meter
 from mbs_fx.measuring.moments import Block, Moments
 from mbs_fx.measuring.progress import Interrupt, Progress, interruptible
-from mbs_fx.measuring.ranks import Ranks
 from mbs_fx.measuring.settle import FEWEST
 from mbs_fx.results.density import Interval
+from mbs_fx.runtime.ranks import Ranks
 
 QUEUE = 8
 GROWTH = 1.25

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from mbs_fx.devices import usable
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.rewrite import rewrite
+from mbs_fx.runtime.devices import usable
 from mbs_fx.tracers.example import place_and_dtype
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.recipe import Recipe
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.fast import LAYOUTS
-from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.batches import drawing
 from mbs_fx.training.checkpoint import Run
 from mbs_fx.training.objective import check_answer, check_labels, hits, loss_of, opened

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.ranks import Ranks
+from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.recipe import Recipe
 
 
