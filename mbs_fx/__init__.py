@@ -16,7 +16,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carrying import carry_optimizer
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.saving import load, save
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.trace import trace
 
 if TYPE_CHECKING:
     from mbs_fx.pictures.drawing import draw

@@ -36,7 +36,7 @@ from mbs_fx.nodes.operations import operations
 from mbs_fx.nodes.shapes import infer, typed
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
-from mbs_fx.tracers.leaves import is_layer
+from mbs_fx.tracing.leaves import is_layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,8 +24,8 @@ from mbs_fx.results.density import Density
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion
-from mbs_fx.tracers.example import place_and_dtype
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.example import place_and_dtype
+from mbs_fx.tracing.trace import trace
 
 
 def reduce(

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 from tracing_helpers import SHAPE, Net, asserted, images, targets
 
-from mbs_fx.tracers.sizes import Source, traced
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.recorded_values import Source, traced
+from mbs_fx.tracing.trace import trace
 
 
 def unpacked(x):

@@ -11,7 +11,7 @@ from tracing_helpers import SHAPE, Net, asserted, images, targets
 
 import mbs_fx
 from mbs_fx.errors import MBSError
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.trace import trace
 
 Named = namedtuple("Named", "first second")
 

@@ -6,7 +6,7 @@ from torch import nn
 from tracing_helpers import SHAPE, Net, asserted, images, targets
 
 from mbs_fx.errors import MBSError
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.trace import trace
 
 
 class Doubled(nn.Conv2d):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from tracing_helpers import SHAPE, Net, asserted, images, targets
 
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.trace import trace
 
 
 class ByValue(nn.Module):

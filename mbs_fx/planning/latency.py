@@ -24,7 +24,7 @@ from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.runtime.devices import usable
-from mbs_fx.tracers.example import place_and_dtype
+from mbs_fx.tracing.example import place_and_dtype
 
 
 @dataclass(frozen=True)

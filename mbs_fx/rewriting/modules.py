@@ -31,9 +31,9 @@ from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
-from mbs_fx.tracers.check import copied
-from mbs_fx.tracers.example import place_and_dtype
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.check import copied
+from mbs_fx.tracing.example import place_and_dtype
+from mbs_fx.tracing.trace import trace
 
 
 def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[nn.Module, Keep, Resizer]:

@@ -18,7 +18,7 @@ from mbs_fx.results.files import write_atomically
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.modules import example_inputs
 from mbs_fx.rewriting.rewrite import rewrite
-from mbs_fx.tracing import trace
+from mbs_fx.tracing.trace import trace
 
 Model = TypeVar("Model", bound=nn.Module)
 

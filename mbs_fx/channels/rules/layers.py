@@ -18,7 +18,7 @@ from mbs_fx.channels.flow import ConvFlow, Count, Flow, Rule, count_of
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
 from mbs_fx.channels.rules import arithmetic, mixing, moves, statistics
 from mbs_fx.nodes.fakes import stand_in
-from mbs_fx.tracers.check import seeded
+from mbs_fx.tracing.check import seeded
 
 
 def _own_tensors(module: nn.Module) -> dict[str, tuple[int, ...]]:

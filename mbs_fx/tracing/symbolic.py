@@ -20,11 +20,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from mbs_fx.tracers.assemble import assemble
-from mbs_fx.tracers.autograd import followed_functions, notes_on
-from mbs_fx.tracers.check import copied, seeded
-from mbs_fx.tracers.example import Argument, place_and_dtype
-from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, failure_of
+from mbs_fx.tracing.assemble import assemble
+from mbs_fx.tracing.autograd import followed_functions, notes_on
+from mbs_fx.tracing.check import copied, seeded
+from mbs_fx.tracing.example import Argument, place_and_dtype
+from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, failure_of
 
 
 def registered_functions() -> tuple[Callable[..., Any], ...]:

@@ -29,11 +29,11 @@ from torch import fx, nn
 
 from mbs_fx.errors import MBSError
 from mbs_fx.nodes.inputs import carry_inputs
-from mbs_fx.tracers.check import RunError, copied, disagreement, outputs
-from mbs_fx.tracers.concrete import trace_concretely
-from mbs_fx.tracers.example import Example, arguments, example_of
-from mbs_fx.tracers.leaves import Failure, Leaves, UntraceableError, leaves_of
-from mbs_fx.tracers.symbolic import trace_symbolically
+from mbs_fx.tracing.check import RunError, copied, disagreement, outputs
+from mbs_fx.tracing.concrete import trace_concretely
+from mbs_fx.tracing.example import Example, arguments, example_of
+from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, leaves_of
+from mbs_fx.tracing.symbolic import trace_symbolically
 
 Strategy = Callable[[nn.Module], fx.GraphModule]
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

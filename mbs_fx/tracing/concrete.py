@@ -5,11 +5,11 @@ Semantics
   (`torch._subclasses.FakeTensorMode`), so everything that these decide is decided; what needs the numbers
   fails.
 - A torch function called by the model's code becomes one node; what it calls in turn does not.
-- Sizes stay expressions of the input (`mbs_fx.tracers.sizes`), so the graph serves other batch sizes.
+- Sizes stay expressions of the input (`mbs_fx.tracing.recorded_values`), so the graph serves other batch sizes.
 - Parameters and buffers are ``get_attr`` nodes.  Tensors that the model keeps elsewhere are constants, and
   so is what is computed of constants alone.
 - A leaf that cannot run on fake tensors gets the shapes of its output from a real run
-  (`mbs_fx.tracers.observed`).
+  (`mbs_fx.tracing.leaf_outputs`).
 - A device that the model's code took from a tensor is, in the graph, the device of the first input.
 """
 
@@ -30,16 +30,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mbs_fx.tracers.assemble import assemble
-from mbs_fx.tracers.autograd import followed_functions, notes_on
-from mbs_fx.tracers.batch import SpecialisedError, batch_of, free_batch, one_more
-from mbs_fx.tracers.check import copied, seeded
-from mbs_fx.tracers.example import Argument, Example, arguments, place_and_dtype
-from mbs_fx.tracers.leaves import Leaves, UntraceableError
-from mbs_fx.tracers.observed import ORIGINAL_CALL, Observations
-from mbs_fx.tracers.sizes import Source, Traced, traced
-from mbs_fx.tracers.spelling import is_in_place, is_property, spelling
-from mbs_fx.tracers.symbolic import LeafTracer
+from mbs_fx.tracing.assemble import assemble
+from mbs_fx.tracing.autograd import followed_functions, notes_on
+from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more
+from mbs_fx.tracing.check import copied, seeded
+from mbs_fx.tracing.example import Argument, Example, arguments, place_and_dtype
+from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, Observations
+from mbs_fx.tracing.leaves import Leaves, UntraceableError
+from mbs_fx.tracing.recorded_values import Source, Traced, traced
+from mbs_fx.tracing.spelling import is_in_place, is_property, spelling
+from mbs_fx.tracing.symbolic import LeafTracer
 
 UNRECORDED: Final = frozenset({"_set_grad_enabled", "_assert"})
 

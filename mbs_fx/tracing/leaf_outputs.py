@@ -20,9 +20,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from mbs_fx.tracers.check import RunError, copied, run
-from mbs_fx.tracers.example import Example
-from mbs_fx.tracers.leaves import Leaves
+from mbs_fx.tracing.check import RunError, copied, run
+from mbs_fx.tracing.example import Example
+from mbs_fx.tracing.leaves import Leaves
 
 ORIGINAL_CALL: Final = nn.Module.__call__
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mbs_fx.tracers.example import Example
+from mbs_fx.tracing.example import Example
 
 
 class SpecialisedError(Exception):

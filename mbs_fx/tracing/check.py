@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from mbs_fx.errors import MBSError
-from mbs_fx.tracers.example import Example, place_and_dtype
+from mbs_fx.tracing.example import Example, place_and_dtype
 
 ROUNDING_ERRORS = {"cpu": 1e2}
 ROUNDING_ERRORS_ELSEWHERE = 1e4
