@@ -30,12 +30,12 @@ from mbs_fx.channels.rules import register_count
 from mbs_fx.channels.streams import find_segments, find_streams
 from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.inputs import Example, Shapes, inputs_of, require_graph
-from mbs_fx.nodes.memory import feature_maps, saved_tensors, widths_of
-from mbs_fx.nodes.operations import operations
-from mbs_fx.nodes.shapes import infer, typed
+from mbs_fx.macroblocks.feature_maps import feature_maps, saved_tensors, widths_of
+from mbs_fx.macroblocks.operations import operations
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
+from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of, require_graph
+from mbs_fx.shapes.shapes import infer, typed
 from mbs_fx.tracing.leaves import is_layer
 
 

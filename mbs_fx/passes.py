@@ -24,13 +24,13 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from mbs_fx.analyzing import analyze, facts
 from mbs_fx.measuring.measure import measure
-from mbs_fx.nodes.inputs import Example
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.shapes.graph_inputs import Example
 
 ANALYSIS, DENSITY, NOTE = "mbs_analysis", "mbs_density", "mbs"
 

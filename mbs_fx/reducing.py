@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from mbs_fx.analyzing import analyze
 from mbs_fx.errors import MBSError
 from mbs_fx.measuring.measure import measure
-from mbs_fx.nodes.inputs import Example
 from mbs_fx.planning.composing import plan_in
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.overrides import Key
@@ -24,6 +23,7 @@ from mbs_fx.results.density import Density
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.shapes.graph_inputs import Example
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace
 

@@ -9,8 +9,8 @@ from torch.fx import GraphModule, Tracer, symbolic_trace
 from torch.utils.flop_counter import FlopCounterMode
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.convs import ConvSpec, conv_kind, flops
-from mbs_fx.nodes.shapes import infer
+from mbs_fx.shapes.convolutions import ConvSpec, conv_kind, flops
+from mbs_fx.shapes.shapes import infer
 
 
 class Standardised(nn.Conv2d):

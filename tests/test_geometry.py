@@ -17,9 +17,9 @@ from torch.fx import GraphModule, Interpreter, symbolic_trace
 from torchvision.ops import SqueezeExcitation
 
 from mbs_fx.geometry.propagation import Located, conv_kind, propagate
-from mbs_fx.nodes.shapes import infer
 from mbs_fx.results.analysis import Geometry
 from mbs_fx.sample import resnet
+from mbs_fx.shapes.shapes import infer
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)
 IDENTITIES = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, SqueezeExcitation, *ACTIVATIONS)

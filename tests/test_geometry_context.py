@@ -11,9 +11,9 @@ from torch import nn
 from torch.fx import GraphModule, Tracer, symbolic_trace
 
 from mbs_fx.geometry.propagation import propagate
-from mbs_fx.nodes.shapes import infer
 from mbs_fx.results.analysis import Geometry
 from mbs_fx.sample import resnet
+from mbs_fx.shapes.shapes import infer
 
 SIZE = (1, 4, 24, 16)
 MAP = Geometry((12, 8), (2, 2), (3, 3))

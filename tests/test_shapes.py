@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, symbolic_trace
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import TensorShape, infer
 from mbs_fx.sample import resnet
+from mbs_fx.shapes.shapes import TensorShape, infer
 
 Pair = namedtuple("Pair", "low high")
 

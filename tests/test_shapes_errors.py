@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import symbolic_trace
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import infer
+from mbs_fx.shapes.shapes import infer
 
 
 class Two(nn.Module):

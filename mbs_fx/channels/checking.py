@@ -16,7 +16,7 @@ from torch.fx import Node
 from mbs_fx.channels.flow import Flow, Rule
 from mbs_fx.channels.labels import FROZEN, varying
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def check_result(flow: Flow, node: Node, rule: Rule, result: Any) -> None:

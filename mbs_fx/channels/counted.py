@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, varying
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def counts_channels(flow: Flow, node: Node) -> Any:

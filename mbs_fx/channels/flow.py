@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.labels import FROZEN, Factor, Labels, along, shrinking_axis
 from mbs_fx.channels.ties import Ties
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)

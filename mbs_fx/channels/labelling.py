@@ -26,7 +26,7 @@ from mbs_fx.channels.flow import Flow, attribute, factors_in
 from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
 from mbs_fx.channels.rules import rule_for
 from mbs_fx.channels.rules.growth import factory_rule
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 Axes = tuple[Factor | None, ...]
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from mbs_fx.geometry.tracks import Atom, Axis, Track, bare, changed, channels, has_axis, tracked
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 FRESH = 16
 """Axes that are not the input's, such as time in (batch, time, features), are numbered from here."""

@@ -33,8 +33,8 @@ from mbs_fx.geometry.tracks import (
     recut,
     tracked,
 )
-from mbs_fx.nodes.convs import per_axis
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.convolutions import per_axis
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def _reshape(call: Call) -> Track:

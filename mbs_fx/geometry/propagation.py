@@ -2,7 +2,7 @@
 
 Semantics
 - A placeholder of shape (N, C, *spatial) starts with stride 1 and receptive field 1; sizes come from
-  `mbs_fx.nodes.shapes.infer`.  Where the graph itself brings its first input into that form (channels last, no
+  `mbs_fx.shapes.shapes.infer`.  Where the graph itself brings its first input into that form (channels last, no
   channels, frames), the spatial axes are those over which its first convolution slides, and those that it moves
   into the batch.  What each kind of operation does is written in `mbs_fx.geometry.rules` (windows
   and changes of scale), `mbs_fx.geometry.moves` and `mbs_fx.geometry.mixing`.
@@ -29,9 +29,9 @@ from mbs_fx.errors import MBSError
 from mbs_fx.geometry import mixing, moves, rules
 from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
 from mbs_fx.geometry.tracks import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
-from mbs_fx.nodes.convs import ConvSpec, any_conv, conv_kind, flops, is_torch
-from mbs_fx.nodes.shapes import TensorShape
 from mbs_fx.results.analysis import Geometry
+from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops, is_torch
+from mbs_fx.shapes.shapes import TensorShape
 
 __all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
 

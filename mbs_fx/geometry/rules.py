@@ -24,7 +24,7 @@ from torch.fx import Node
 
 from mbs_fx.geometry.calls import Call, Rule, along, fitted
 from mbs_fx.geometry.tracks import Axis, Track, mixed_in, scaled
-from mbs_fx.nodes.convs import any_conv, of_module, per_axis
+from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
 
 
 def _convolution(call: Call) -> Track | None:

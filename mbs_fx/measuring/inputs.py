@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.inputs import noted_on, require_graph
+from mbs_fx.shapes.graph_inputs import noted_on, require_graph
 
 CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 

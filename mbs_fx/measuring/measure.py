@@ -35,10 +35,10 @@ from mbs_fx.measuring.moments import Moments
 from mbs_fx.measuring.progress import Progress
 from mbs_fx.measuring.reading import Numbered, Outcome, Reading
 from mbs_fx.measuring.settle import Judge, factors
-from mbs_fx.nodes.shapes import types_of
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density, fingerprint
 from mbs_fx.runtime.ranks import Ranks, join
+from mbs_fx.shapes.shapes import types_of
 
 Inputs = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 

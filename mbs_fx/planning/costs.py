@@ -6,7 +6,7 @@ Semantics
 - ``flops``: multiply-adds of the convolutions for one image.
 - ``model_bytes``: parameters and persistent buffers in the network's own types: what a file of weights holds.
 - ``activation_bytes``: the most that feature maps hold at any one moment, for one image, in the network's own type
-  (`mbs_fx.nodes.memory` says what shares memory).
+  (`mbs_fx.macroblocks.feature_maps` says what shares memory).
 """
 
 from __future__ import annotations

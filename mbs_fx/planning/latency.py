@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.runtime.devices import usable
+from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.example import place_and_dtype
 
 

@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.flow import attribute, constant_path
 from mbs_fx.channels.labels import factor_on, shrinking_axis
-from mbs_fx.nodes.shapes import TensorShape
 from mbs_fx.rewriting.selection import Keep
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:

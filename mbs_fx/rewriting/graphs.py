@@ -18,7 +18,6 @@ from mbs_fx.analyzing import Facts, facts
 from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import infer, typed
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.plan import Plan
@@ -26,6 +25,7 @@ from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore, select
 from mbs_fx.runtime.garbage_collection import collector_paused
+from mbs_fx.shapes.shapes import infer, typed
 
 _ADVICE = (
     "Something in the graph counts channels in a way that was not understood: keep the widths that enter it "

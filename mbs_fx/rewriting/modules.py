@@ -23,14 +23,14 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.fakes import HOOKS
-from mbs_fx.nodes.shapes import random_inputs
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
+from mbs_fx.shapes.fake_interpreter import HOOKS
+from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace

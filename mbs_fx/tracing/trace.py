@@ -28,7 +28,7 @@ import torch
 from torch import fx, nn
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.inputs import carry_inputs
+from mbs_fx.shapes.graph_inputs import carry_inputs
 from mbs_fx.tracing.check import RunError, copied, disagreement, outputs
 from mbs_fx.tracing.concrete import trace_concretely
 from mbs_fx.tracing.example import Example, arguments, example_of

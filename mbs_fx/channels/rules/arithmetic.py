@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow, Rule
 from mbs_fx.channels.labels import Labels, along, elementwise, factor_on, varying, vector
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def elementwise_rule(flow: Flow, node: Node) -> Labels:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.fakes import FakeInterpreter, mapped
+from mbs_fx.shapes.fake_interpreter import FakeInterpreter, mapped
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import types_of
+from mbs_fx.shapes.shapes import types_of
 
 Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | Mapping[str, Any] | None
 Shapes = tuple[tuple[int, ...], ...]
@@ -46,7 +46,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
 
 
 def inputs_of(gm: GraphModule, example: Example) -> tuple[Shapes, tuple[str, ...]]:
-    """The shape of every tensor input, and its type where it is of whole numbers (`mbs_fx.nodes.shapes.types_of`)."""
+    """The shape of every tensor input, and its type where it is of whole numbers (`mbs_fx.shapes.shapes.types_of`)."""
     require_graph(gm)
     if example is None:
         return _carried(gm)

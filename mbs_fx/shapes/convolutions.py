@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from mbs_fx.errors import MBSError
-from mbs_fx.nodes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape
 
 _FUNCTIONS = {f"conv{dims}d": (dims, False) for dims in (1, 2, 3)} | {
     f"conv_transpose{dims}d": (dims, True) for dims in (1, 2, 3)
@@ -52,7 +52,7 @@ class ConvSpec:
 def conv_kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = None) -> ConvSpec | None:
     """The learned convolution that a node applies, or None where it applies none.
 
-    ``shapes`` (from `mbs_fx.nodes.shapes.infer`) is needed where a weight is reshaped on the way.
+    ``shapes`` (from `mbs_fx.shapes.shapes.infer`) is needed where a weight is reshaped on the way.
     """
     spec = any_conv(gm, node, shapes)
     fixed = spec and node.op == "call_function" and not _learned(gm, _argument(node, 1, "weight"))

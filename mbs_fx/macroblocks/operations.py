@@ -15,9 +15,9 @@ from typing import Any
 from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
-from mbs_fx.nodes.convs import any_conv, of_module, per_axis
-from mbs_fx.nodes.shapes import TensorShape
 from mbs_fx.results.analysis import Operation
+from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
+from mbs_fx.shapes.shapes import TensorShape
 
 
 def operations(flow: Flow) -> tuple[Operation, ...]:
