@@ -1,4 +1,4 @@
-"""What a rule of `mbs_fx.geometry.rules` sees of a node, and the helpers that rules share."""
+"""What a rule of `mbs_fx.geometry.rules.windows` sees of a node, and the helpers that rules share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.geometry.tracks import Atom, Axis, Track, bare, changed, channels, has_axis, tracked
+from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, has_axis, tracked
 from mbs_fx.shapes.shapes import TensorShape
 
 FRESH = 16

@@ -4,8 +4,8 @@ Semantics
 - A placeholder of shape (N, C, *spatial) starts with stride 1 and receptive field 1; sizes come from
   `mbs_fx.shapes.shapes.infer`.  Where the graph itself brings its first input into that form (channels last, no
   channels, frames), the spatial axes are those over which its first convolution slides, and those that it moves
-  into the batch.  What each kind of operation does is written in `mbs_fx.geometry.rules` (windows
-  and changes of scale), `mbs_fx.geometry.moves` and `mbs_fx.geometry.mixing`.
+  into the batch.  What each kind of operation does is written in `mbs_fx.geometry.rules.windows` (windows
+  and changes of scale), `mbs_fx.geometry.rules.layout` and `mbs_fx.geometry.rules.contractions`.
 - Everything else keeps the largest of its inputs.
 - Receptive fields are nominal: the longest path, not clipped to the input.  A merge takes the largest.
 - A value pooled to one pixel is global context: it keeps the stride and receptive field that it had, and
@@ -26,9 +26,11 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
-from mbs_fx.geometry import mixing, moves, rules
+from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
-from mbs_fx.geometry.tracks import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
+from mbs_fx.geometry.rules import contractions as mixing
+from mbs_fx.geometry.rules import layout as moves
+from mbs_fx.geometry.rules import windows as rules
 from mbs_fx.results.analysis import Geometry
 from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops, is_torch
 from mbs_fx.shapes.shapes import TensorShape
@@ -233,6 +235,6 @@ def _resized(call: Call, x: Track, shape: tuple[int, ...]) -> Track:
 
 
 def _hides_windows(module: nn.Module) -> bool:
-    """Whether a leaf without a rule holds layers that have one of `mbs_fx.geometry.rules`."""
+    """Whether a leaf without a rule holds layers that have one of `mbs_fx.geometry.rules.windows`."""
     kinds = {base for inner in module.modules() for base in type(inner).__mro__}
     return not kinds.isdisjoint(rules.MODULES)

@@ -19,9 +19,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from mbs_fx.geometry.calls import Call, Rule, along, placed, without
-from mbs_fx.geometry.rules import seen_through
-from mbs_fx.geometry.tracks import (
+from mbs_fx.geometry.axes import (
     Atom,
     Axis,
     Track,
@@ -33,6 +31,8 @@ from mbs_fx.geometry.tracks import (
     recut,
     tracked,
 )
+from mbs_fx.geometry.calls import Call, Rule, along, placed, without
+from mbs_fx.geometry.rules.windows import seen_through
 from mbs_fx.shapes.convolutions import per_axis
 from mbs_fx.shapes.shapes import TensorShape
 

@@ -22,8 +22,8 @@ from typing import Any
 from torch import nn
 from torch.fx import Node
 
+from mbs_fx.geometry.axes import Axis, Track, mixed_in, scaled
 from mbs_fx.geometry.calls import Call, Rule, along, fitted
-from mbs_fx.geometry.tracks import Axis, Track, mixed_in, scaled
 from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
 
 

@@ -15,8 +15,8 @@ from math import prod
 
 from torch import nn
 
+from mbs_fx.geometry.axes import CHANNELS, Atom, Track, channels, has_axis, merged, mixed_in, tracked
 from mbs_fx.geometry.calls import Call, Rule
-from mbs_fx.geometry.tracks import CHANNELS, Atom, Track, channels, has_axis, merged, mixed_in, tracked
 
 
 def _linear(call: Call) -> Track:
