@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
 from mbs_fx.channels.flow import Flow
-from mbs_fx.channels.labelling import run
+from mbs_fx.channels.label_pass import run
 from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
 from mbs_fx.channels.opaque import forced, opaque_paths
 from mbs_fx.channels.pairing import pair

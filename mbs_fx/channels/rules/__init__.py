@@ -15,7 +15,14 @@ from torch import nn
 from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow, Rule
-from mbs_fx.channels.rules import arithmetic, growth, layers, mixing, moves, onnx, parts, statistics
+from mbs_fx.channels.rules import contractions as mixing
+from mbs_fx.channels.rules import elementwise as arithmetic
+from mbs_fx.channels.rules import layout as moves
+from mbs_fx.channels.rules import modules as layers
+from mbs_fx.channels.rules import normalisation as statistics
+from mbs_fx.channels.rules import onnx
+from mbs_fx.channels.rules import padding as growth
+from mbs_fx.channels.rules import slicing as parts
 
 FUNCTIONS: dict[str, Rule] = {
     **arithmetic.FUNCTIONS,

@@ -13,7 +13,9 @@ from torch.fx import Node
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.flow import Count, Flow, Rule, attribute, constant_path, count_of
 from mbs_fx.channels.labels import Labels, factor_on
-from mbs_fx.channels.rules import arithmetic, mixing, moves
+from mbs_fx.channels.rules import contractions as mixing
+from mbs_fx.channels.rules import elementwise as arithmetic
+from mbs_fx.channels.rules import layout as moves
 
 
 def _module(flow: Flow, node: Node) -> Any:

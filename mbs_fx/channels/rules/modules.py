@@ -16,7 +16,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mbs_fx.channels.flow import ConvFlow, Count, Flow, Rule, count_of
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
-from mbs_fx.channels.rules import arithmetic, mixing, moves, statistics
+from mbs_fx.channels.rules import contractions as mixing
+from mbs_fx.channels.rules import elementwise as arithmetic
+from mbs_fx.channels.rules import layout as moves
+from mbs_fx.channels.rules import normalisation as statistics
 from mbs_fx.shapes.fake_interpreter import stand_in
 from mbs_fx.tracing.check import seeded
 

@@ -12,11 +12,11 @@ import numpy as np
 from torch.fx import Node
 
 from mbs_fx.channels import labels as move
-from mbs_fx.channels.counted import shaped_like, whole_shape
 from mbs_fx.channels.flow import Count, Flow, Rule, count_of
 from mbs_fx.channels.labels import FROZEN, Labels, along, factor_on
-from mbs_fx.channels.rules.arithmetic import elementwise_rule
-from mbs_fx.channels.rules.moves import sizes_of
+from mbs_fx.channels.rules.elementwise import elementwise_rule
+from mbs_fx.channels.rules.layout import sizes_of
+from mbs_fx.channels.shape_numbers import shaped_like, whole_shape
 
 
 def pad_rule(flow: Flow, node: Node) -> Any:

@@ -21,11 +21,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.checking import check_result
-from mbs_fx.channels.counted import counts_channels, fix_counts
 from mbs_fx.channels.flow import Flow, attribute, factors_in
 from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
 from mbs_fx.channels.rules import rule_for
-from mbs_fx.channels.rules.growth import factory_rule
+from mbs_fx.channels.rules.padding import factory_rule
+from mbs_fx.channels.shape_numbers import counts_channels, fix_counts
 from mbs_fx.shapes.shapes import TensorShape
 
 Axes = tuple[Factor | None, ...]

@@ -11,9 +11,9 @@ import numpy as np
 from torch.fx import Node
 
 from mbs_fx.channels import labels as move
-from mbs_fx.channels.counted import follow_shape, whole_shape
 from mbs_fx.channels.flow import Count, Flow, Rule, Unless, count_of
 from mbs_fx.channels.labels import Labels, along, factor_on
+from mbs_fx.channels.shape_numbers import follow_shape, whole_shape
 
 
 def sizes_of(node: Node, start: int) -> tuple[list[Any], tuple[str | int, ...], int]:

@@ -15,7 +15,7 @@ from torch.fx import Node
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.flow import Count, Flow, Positions, Rule, attribute
 from mbs_fx.channels.labels import Labels, factor_on
-from mbs_fx.channels.rules.moves import balance_axis
+from mbs_fx.channels.rules.layout import balance_axis
 from mbs_fx.shapes.shapes import TensorShape
 
 

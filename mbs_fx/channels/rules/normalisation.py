@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Count, Flow, Rule
 from mbs_fx.channels.labels import Labels, collapse, factor_on, reduce, varying, vector
-from mbs_fx.channels.rules.arithmetic import elementwise_rule, per_channel_rule, tie_axis_parameters
+from mbs_fx.channels.rules.elementwise import elementwise_rule, per_channel_rule, tie_axis_parameters
 from mbs_fx.shapes.shapes import TensorShape
 
 
