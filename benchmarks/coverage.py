@@ -74,7 +74,7 @@ def check(name: str) -> dict[str, Any]:
     from proof import difference, is_exact, random_inputs, reloads, trains, widths_hold, zeroed
 
     import mbs_fx
-    from mbs_fx.analyzing import facts
+    from mbs_fx.macroblocks.analyze import facts
 
     row: dict[str, Any] = {"network": name, "parameters": 0}
     stage = "build"

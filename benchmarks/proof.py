@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import mbs_fx
-from mbs_fx.analyzing import facts
+from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.rewriting.selection import restore
 

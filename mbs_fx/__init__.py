@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.analyzing import analyze
 from mbs_fx.channels.rules import register as register_rule
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.measuring.measure import measure
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.plan import plan

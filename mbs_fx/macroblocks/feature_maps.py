@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, shrinking_axis
-from mbs_fx.channels.widths import Choices
+from mbs_fx.macroblocks.cells import Choices
 from mbs_fx.results.analysis import FeatureMap, Geometry, Width
 from mbs_fx.shapes.shapes import TensorShape
 

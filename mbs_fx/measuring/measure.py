@@ -178,7 +178,7 @@ def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tu
 
 
 def _analysis(gm: fx.GraphModule, inputs: Inputs) -> Analysis:
-    from mbs_fx.analyzing import facts
+    from mbs_fx.macroblocks.analyze import facts
 
     shapes, types = inputs
     return facts(gm, shapes, types=types).analysis

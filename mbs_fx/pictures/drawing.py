@@ -82,7 +82,7 @@ def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) 
             f"{type(x).__name__} is not a traced graph, an analysis or a plan; trace a model first, "
             "mbs_fx.trace(model, example)"
         )
-    from mbs_fx.analyzing import analyze
+    from mbs_fx.macroblocks.analyze import analyze
 
     made = x.meta.get("mbs") if hasattr(x, "meta") else None
     plan = plan if plan is not None else made if isinstance(made, Plan) else None

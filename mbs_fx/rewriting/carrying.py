@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.optim import Optimizer
 
-from mbs_fx.analyzing import facts
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.planning.composing import plan_in, relative
 from mbs_fx.results.plan import Plan

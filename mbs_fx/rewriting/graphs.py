@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from mbs_fx.analyzing import Facts, facts
 from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.plan import Plan

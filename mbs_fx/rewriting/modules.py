@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.analyzing import Facts, facts
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.edits import apply_edits, counted_constants

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from mbs_fx.analyzing import Facts
 from mbs_fx.channels.flow import Count, Positions, Unless
 from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import Facts
 
 Criterion = str | Callable[[str, Tensor], Tensor]
 

@@ -23,15 +23,15 @@ from torch.fx import GraphModule, Node
 import mbs_fx.geometry.propagation as geo
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.label_pass import run
-from mbs_fx.channels.macroblocks import Place, bindings, bound_place, class_key, order, own_place, unit_exits
-from mbs_fx.channels.opaque import forced, opaque_paths
-from mbs_fx.channels.pairing import pair
 from mbs_fx.channels.rules import register_count
-from mbs_fx.channels.streams import find_segments, find_streams
-from mbs_fx.channels.widths import Choices, choose
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.activations import pair
+from mbs_fx.macroblocks.cells import Choices, choose
 from mbs_fx.macroblocks.feature_maps import feature_maps, saved_tensors, widths_of
+from mbs_fx.macroblocks.membership import Place, bindings, bound_place, class_key, order, own_place, unit_exits
+from mbs_fx.macroblocks.opaque import forced, opaque_paths
 from mbs_fx.macroblocks.operations import operations
+from mbs_fx.macroblocks.streams import find_segments, find_streams
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of, require_graph

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mbs_fx.channels.flow import Flow
-from mbs_fx.channels.macroblocks import class_key
-from mbs_fx.channels.widths import Choices
+from mbs_fx.macroblocks.cells import Choices
+from mbs_fx.macroblocks.membership import class_key
 from mbs_fx.results.analysis import Cell, Conv, Segment, Stream, Width
 
 
