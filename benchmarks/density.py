@@ -39,12 +39,12 @@ from torch.nn import functional as F
 from torchvision import models
 
 import mbs_fx
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.fast import fast_copy
-from mbs_fx.measuring.inputs import Batch
-from mbs_fx.measuring.makes import makes
-from mbs_fx.measuring.meter import Meter
-from mbs_fx.measuring.moments import Moments
+from mbs_fx.density.batches import Batch
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.execution import makes
+from mbs_fx.density.fast_copy import fast_copy
+from mbs_fx.density.meter import Meter
+from mbs_fx.density.statistics import Moments
 from mbs_fx.sample import resnet
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

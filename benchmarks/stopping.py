@@ -19,14 +19,14 @@ from torch import Tensor, fx
 
 import mbs_fx
 from mbs_fx import sample
-from mbs_fx.measuring.columns import Columns, Counts
-from mbs_fx.measuring.inputs import Batch
-from mbs_fx.measuring.makes import makes
-from mbs_fx.measuring.meter import Meter
-from mbs_fx.measuring.moments import Block, Moments
-from mbs_fx.measuring.progress import Progress
-from mbs_fx.measuring.reading import Reading
-from mbs_fx.measuring.settle import Judge, factors
+from mbs_fx.density.batches import Batch
+from mbs_fx.density.columns import Columns, Counts
+from mbs_fx.density.execution import makes
+from mbs_fx.density.meter import Meter
+from mbs_fx.density.progress import Progress
+from mbs_fx.density.reading import Reading
+from mbs_fx.density.statistics import Block, Moments
+from mbs_fx.density.stopping_rule import Judge, factors
 from mbs_fx.results.density import Density
 from mbs_fx.runtime.ranks import Ranks
 

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from mbs_fx.channels.rules import register as register_rule
+from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
-from mbs_fx.measuring.measure import measure
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.plan import plan
 from mbs_fx.planning.sweep import Sweep, sweep

@@ -22,8 +22,8 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from mbs_fx.density.measure import measure
 from mbs_fx.macroblocks.analyze import analyze, facts
-from mbs_fx.measuring.measure import measure
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
-from mbs_fx.measuring.measure import measure
 from mbs_fx.planning.composing import plan_in
 from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.overrides import Key

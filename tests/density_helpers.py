@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
-from mbs_fx.measuring.measure import measure
+from mbs_fx.density.measure import measure
 from mbs_fx.results.analysis import Activation, Analysis, Conv, Macroblock, Width
 from mbs_fx.results.density import Density
 

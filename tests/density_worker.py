@@ -13,8 +13,8 @@ from density_helpers import SHAPE, chain_analysis, graph
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.measure import measure
 from mbs_fx.results.density import Density
 from mbs_fx.runtime.ranks import join
 

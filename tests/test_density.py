@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import mbs_fx
+from mbs_fx.density import counting
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring import counting
 from mbs_fx.results.analysis import Activation
 from mbs_fx.results.density import Density
 
@@ -259,7 +259,7 @@ def test_a_density_survives_json(tmp_path: Any) -> None:
     for text in (
         "{",
         "[]",
-        '{"format": "mbs_fx.measuring.measure", "version": 99}',
+        '{"format": "mbs_fx.density.measure", "version": 99}',
         density.to_json().replace('"mean": "', '"mean": "!'),
     ):
         with pytest.raises(MBSError, match="density"):

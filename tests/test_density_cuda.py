@@ -10,12 +10,12 @@ from density_helpers import SHAPE, graph, whole
 from torch import nn
 
 import mbs_fx
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.counting import nonzeros
-from mbs_fx.measuring.inputs import Batch
-from mbs_fx.measuring.makes import makes
-from mbs_fx.measuring.meter import Meter
-from mbs_fx.measuring.recorded import Recorded
+from mbs_fx.density.batches import Batch
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.counting import nonzeros
+from mbs_fx.density.execution import makes
+from mbs_fx.density.meter import Meter
+from mbs_fx.density.recorded import Recorded
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import mbs_fx
+from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.measure import measure
 
 
 class Stream(IterableDataset[Tensor]):

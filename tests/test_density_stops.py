@@ -13,9 +13,9 @@ from density_helpers import chain_analysis, small_net
 from torch import Tensor, fx
 from torch.utils.data import Dataset
 
+from mbs_fx.density import reading
+from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring import reading
-from mbs_fx.measuring.measure import measure
 from mbs_fx.results.density import Density
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 import mbs_fx
 from mbs_fx import sample
-from mbs_fx.measuring.columns import Columns, Floats
-from mbs_fx.measuring.settle import FEWEST, Judge, factors, half_width, intervals, judge
+from mbs_fx.density.columns import Columns, Floats
+from mbs_fx.density.stopping_rule import FEWEST, Judge, factors, half_width, intervals, judge
 from mbs_fx.results.density import Density, Interval
 
 ZS = (0.1, 0.2)

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mbs_fx.density.fast_copy import LAYOUTS
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.fast import LAYOUTS
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.batches import drawing
 from mbs_fx.training.checkpoint import Run

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from mbs_fx.measuring.counting import Change, columns_of, tally
+from mbs_fx.density.counting import Change, columns_of, tally
 
 MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 FUNCTIONS = {F.relu, torch.relu, torch.relu_}

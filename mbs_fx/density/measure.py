@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from torch import fx
 
+from mbs_fx.density import checkpoint as checkpoints
+from mbs_fx.density.batches import Signature, check_graph
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.execution import Make, makes
+from mbs_fx.density.images import Request, Source, open_images, workers_watched
+from mbs_fx.density.meter import Meter, OnNonfinite
+from mbs_fx.density.progress import Progress
+from mbs_fx.density.reading import Numbered, Outcome, Reading
+from mbs_fx.density.statistics import Moments
+from mbs_fx.density.stopping_rule import Judge, factors
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring import checkpoint as checkpoints
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.images import Request, Source, open_images, workers_watched
-from mbs_fx.measuring.inputs import Signature, check_graph
-from mbs_fx.measuring.makes import Make, makes
-from mbs_fx.measuring.meter import Meter, OnNonfinite
-from mbs_fx.measuring.moments import Moments
-from mbs_fx.measuring.progress import Progress
-from mbs_fx.measuring.reading import Numbered, Outcome, Reading
-from mbs_fx.measuring.settle import Judge, factors
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density, fingerprint
 from mbs_fx.runtime.ranks import Ranks, join

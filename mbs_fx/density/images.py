@@ -35,8 +35,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from mbs_fx.density.batches import Batch, Signature
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.inputs import Batch, Signature
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.counting import instrument
-from mbs_fx.measuring.fast import LAYOUTS, fast_copy, fast_dtype
-from mbs_fx.measuring.recorded import Recorded
-from mbs_fx.measuring.rectify import fuse
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.counting import instrument
+from mbs_fx.density.fast_copy import LAYOUTS, fast_copy, fast_dtype
+from mbs_fx.density.recorded import Recorded
+from mbs_fx.density.rectify import fuse
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.runtime.devices import usable
 

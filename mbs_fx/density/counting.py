@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from mbs_fx.measuring.columns import Column, Columns
-from mbs_fx.measuring.fast import fetch
+from mbs_fx.density.columns import Column, Columns
+from mbs_fx.density.fast_copy import fetch
 from mbs_fx.results.analysis import Activation
 
 CACHED = 1 << 18

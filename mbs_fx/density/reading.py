@@ -16,15 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mbs_fx.density import checkpoint
+from mbs_fx.density.batches import Batch
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.images import workers_watched
+from mbs_fx.density.meter import Meter
+from mbs_fx.density.progress import Interrupt, Progress, interruptible
+from mbs_fx.density.statistics import Block, Moments
+from mbs_fx.density.stopping_rule import FEWEST
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring import checkpoint
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.images import workers_watched
-from mbs_fx.measuring.inputs import Batch
-from mbs_fx.measuring.meter import Meter
-from mbs_fx.measuring.moments import Block, Moments
-from mbs_fx.measuring.progress import Interrupt, Progress, interruptible
-from mbs_fx.measuring.settle import FEWEST
 from mbs_fx.results.density import Interval
 from mbs_fx.runtime.ranks import Ranks
 

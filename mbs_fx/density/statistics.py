@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mbs_fx.measuring.columns import Columns, Counts, Floats
+from mbs_fx.density.columns import Columns, Counts, Floats
 
 
 @dataclass(frozen=True)

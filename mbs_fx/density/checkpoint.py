@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from mbs_fx.density.statistics import Moments
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring.moments import Moments
 from mbs_fx.results.files import write_atomically
 
 FORMAT = "mbs_fx.measurement 1"

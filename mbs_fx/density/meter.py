@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from mbs_fx.density import counting
+from mbs_fx.density.batches import Batch
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.execution import Make
+from mbs_fx.density.images import is_death
+from mbs_fx.density.nonfinite import locate
+from mbs_fx.density.statistics import Block
 from mbs_fx.errors import MBSError
-from mbs_fx.measuring import counting
-from mbs_fx.measuring.columns import Columns
-from mbs_fx.measuring.images import is_death
-from mbs_fx.measuring.inputs import Batch
-from mbs_fx.measuring.makes import Make
-from mbs_fx.measuring.moments import Block
-from mbs_fx.measuring.nonfinite import locate
 from mbs_fx.results.analysis import Analysis
 
 OnNonfinite = Literal["raise", "skip"]

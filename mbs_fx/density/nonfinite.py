@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mbs_fx.measuring.counting import floating_tensors
+from mbs_fx.density.counting import floating_tensors
 
 
 def locate(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> str | None:

@@ -1,1 +1,0 @@
-"""Exact counts of the non-zeros that images leave in a network, and when enough images were read."""
