@@ -33,7 +33,7 @@ from torch import nn
 
 import mbs_fx
 from mbs_fx.runtime.ranks import Ranks
-from mbs_fx.training.objective import hits
+from mbs_fx.training.losses import hits
 from mbs_fx.training.result import append_line
 
 

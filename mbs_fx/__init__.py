@@ -6,14 +6,14 @@ from mbs_fx.channels.rules import register as register_rule
 from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
-from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.plan import plan
 from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.reducing import reduce
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
-from mbs_fx.rewriting.carrying import carry_optimizer
+from mbs_fx.rewriting.latency import latency_of
+from mbs_fx.rewriting.optimizer import carry_optimizer
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.saving import load, save
 from mbs_fx.tracing.trace import trace

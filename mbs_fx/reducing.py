@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
-from mbs_fx.planning.composing import plan_in
-from mbs_fx.planning.latency import latency_of
 from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
 from mbs_fx.planning.rounding import block
 from mbs_fx.results.density import Density
+from mbs_fx.rewriting.latency import latency_of
+from mbs_fx.rewriting.repeated import plan_in
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion

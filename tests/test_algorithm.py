@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mbs_fx.planning.algorithm import ConvFact, boundary, is_base, macroblock_scaling, scaled_width
+from mbs_fx.algorithm import ConvFact, boundary, is_base, macroblock_scaling, scaled_width
 
 
 def test_boundary_is_the_smallest_receptive_field_above_the_threshold():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import mbs_fx
 from mbs_fx import MBSError
-from mbs_fx.planning.scaling import simplest
+from mbs_fx.planning.candidates import simplest
 
 
 @pytest.mark.parametrize("name", nets.NETWORKS)

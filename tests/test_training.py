@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import mbs_fx
-from mbs_fx.training.objective import loss_of
+from mbs_fx.training.losses import loss_of
 from mbs_fx.training.recipe import optimizer_of, schedule_of
 
 CLASSES = 4

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from mbs_fx.algorithm import base_layers, boundaries, on_axes, scaled_width
 from mbs_fx.density.columns import Counts, Floats
 from mbs_fx.density.statistics import Moments
-from mbs_fx.planning.algorithm import base_layers, boundaries, on_axes, scaled_width
 from mbs_fx.planning.allocation import targets
 from mbs_fx.results.analysis import Analysis, Stream
 from mbs_fx.results.density import Density, Interval

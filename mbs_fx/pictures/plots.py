@@ -21,8 +21,8 @@ from mbs_fx.pictures.png import EXTRA
 from mbs_fx.pictures.scene import check, on_base_side
 from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour, size
 from mbs_fx.pictures.target import target
+from mbs_fx.planning.candidates import share
 from mbs_fx.planning.plan import plan as make_plan
-from mbs_fx.planning.scaling import share
 from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.results.analysis import Analysis, Conv
 from mbs_fx.results.density import Density

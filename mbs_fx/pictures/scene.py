@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from mbs_fx.algorithm import is_base
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.algorithm import is_base
+from mbs_fx.planning.candidates import Setting
 from mbs_fx.planning.overrides import resolve
-from mbs_fx.planning.scaling import Setting
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Operation, Segment
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan

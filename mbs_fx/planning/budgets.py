@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mbs_fx.algorithm import Floats
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.algorithm import Floats
 from mbs_fx.planning.allocation import Counts
-from mbs_fx.planning.assembling import Point, assemble, everything, original
-from mbs_fx.planning.scaling import Setting
+from mbs_fx.planning.assemble import Point, assemble, everything, original
+from mbs_fx.planning.candidates import Setting
 from mbs_fx.results.plan import Plan
 
 Amount = float | str | None

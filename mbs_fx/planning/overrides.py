@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
+from mbs_fx.algorithm import scaled_width
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.algorithm import scaled_width
 from mbs_fx.planning.allocation import ALL, Grain
 from mbs_fx.results.analysis import Analysis, Stream
 

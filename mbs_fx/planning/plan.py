@@ -18,10 +18,10 @@ from numbers import Real
 from typing import Any
 
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.assembling import Point, assemble
+from mbs_fx.planning.assemble import Point, assemble
 from mbs_fx.planning.budgets import Budgets, fit
+from mbs_fx.planning.candidates import Setting
 from mbs_fx.planning.overrides import Key, resolve
-from mbs_fx.planning.scaling import Setting
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan

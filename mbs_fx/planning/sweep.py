@@ -19,9 +19,9 @@ from typing import Any, overload
 import numpy as np
 
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.assembling import Point, assemble
+from mbs_fx.planning.assemble import Point, assemble
+from mbs_fx.planning.candidates import Setting
 from mbs_fx.planning.overrides import resolve
-from mbs_fx.planning.scaling import Setting
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_text

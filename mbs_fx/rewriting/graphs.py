@@ -21,7 +21,7 @@ from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.plan import Plan
-from mbs_fx.rewriting.edits import apply_edits, counted_constants
+from mbs_fx.rewriting.graph_constants import apply_edits, counted_constants
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore, select
 from mbs_fx.runtime.garbage_collection import collector_paused

@@ -14,10 +14,10 @@ from torch import nn
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.composing import compose, plan_in, recounted, relative
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.graphs import check_runs, rewrite_graph
 from mbs_fx.rewriting.modules import rewrite_module
+from mbs_fx.rewriting.repeated import compose, plan_in, recounted, relative
 from mbs_fx.rewriting.resizing import Init, initialise
 from mbs_fx.rewriting.selection import Criterion
 
@@ -43,7 +43,7 @@ def rewrite(
 
     Returns:
         The small network; ``meta["mbs"]`` holds the plan with the kept channels filled in, always as a plan of
-        the original (`mbs_fx.planning.composing`).
+        the original (`mbs_fx.rewriting.repeated`).
 
     Raises:
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.

@@ -25,7 +25,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.batches import drawing
 from mbs_fx.training.checkpoint import Run
-from mbs_fx.training.objective import check_answer, check_labels, hits, loss_of, opened
+from mbs_fx.training.losses import check_answer, check_labels, hits, loss_of, opened
 from mbs_fx.training.recipe import Recipe
 from mbs_fx.training.result import Epoch
 

@@ -17,8 +17,8 @@ from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
-from mbs_fx.planning.composing import plan_in, relative
 from mbs_fx.results.plan import Plan
+from mbs_fx.rewriting.repeated import plan_in, relative
 from mbs_fx.rewriting.selection import Keep, restore
 
 

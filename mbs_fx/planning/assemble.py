@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mbs_fx.planning import algorithm
-from mbs_fx.planning.algorithm import Scaling
+from mbs_fx import algorithm
+from mbs_fx.algorithm import Scaling
 from mbs_fx.planning.allocation import Counts, check_had, partners
+from mbs_fx.planning.candidates import Setting, share
 from mbs_fx.planning.overrides import Overrides
-from mbs_fx.planning.scaling import Setting, share
 from mbs_fx.results.analysis import Analysis, Macroblock, Stream
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import MacroblockPlan, Plan

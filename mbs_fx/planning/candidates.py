@@ -17,9 +17,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from mbs_fx import algorithm
+from mbs_fx.algorithm import Floats, Scaling
 from mbs_fx.errors import MBSError
-from mbs_fx.planning import algorithm
-from mbs_fx.planning.algorithm import Floats, Scaling
 from mbs_fx.planning.allocation import Counts, allocate, targets
 from mbs_fx.planning.costs import Costs
 from mbs_fx.planning.overrides import Overrides
