@@ -19,10 +19,10 @@ from mbs_fx.rewriting.saving import load, save
 from mbs_fx.tracing.trace import trace
 
 if TYPE_CHECKING:
-    from mbs_fx.pictures.drawing import draw
+    from mbs_fx.pictures.draw import draw
     from mbs_fx.pictures.export import to_networkx
     from mbs_fx.pictures.plots import plot
-    from mbs_fx.pictures.reporting import write_report
+    from mbs_fx.pictures.report import write_report
     from mbs_fx.training.recipe import Recipe
     from mbs_fx.training.retrain import retrain
 

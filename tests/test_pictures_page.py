@@ -26,8 +26,8 @@ def run(path, script):
 
 def test_groups_open_close_and_are_found_as_python_would_draw_them(tmp_path, analysis):
     from mbs_fx.pictures.diagram import diagram
-    from mbs_fx.pictures.engine import layout
-    from mbs_fx.pictures.scene import scene
+    from mbs_fx.pictures.graphviz_layout import layout
+    from mbs_fx.pictures.network_boxes import scene
 
     path = mbs_fx.draw(analysis, tmp_path / "net.html", fold="macroblocks")
     found = run(

@@ -66,7 +66,7 @@ def reduce(
     if plan is not None and refused:
         raise MBSError(f"--plan decides all widths: leave out {', '.join(refused)}")
     if report is not None:
-        from mbs_fx.pictures.reporting import report_target
+        from mbs_fx.pictures.report import report_target
 
         report = report_target(report)
     made = None

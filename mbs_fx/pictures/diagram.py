@@ -18,10 +18,10 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from mbs_fx.errors import MBSError
-from mbs_fx.pictures.boxes import Piece, box_piece
-from mbs_fx.pictures.groups import group_name, group_piece, macroblock_piece
-from mbs_fx.pictures.scene import Box, Scene
-from mbs_fx.pictures.tree import Group, tree
+from mbs_fx.pictures.box_svg import Piece, box_piece
+from mbs_fx.pictures.folding import Group, tree
+from mbs_fx.pictures.group_svg import group_name, group_piece, macroblock_piece
+from mbs_fx.pictures.network_boxes import Box, Scene
 from mbs_fx.results.plan import Plan
 
 Fold = Literal["auto", "macroblocks", "units", "none"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.pictures.scene import Box, scene
+from mbs_fx.pictures.network_boxes import Box, scene
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan

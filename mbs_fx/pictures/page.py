@@ -16,10 +16,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from mbs_fx.pictures.boxes import WIDE, side_of
+from mbs_fx.pictures.box_svg import WIDE, side_of
 from mbs_fx.pictures.diagram import MOST, Diagram, stages
-from mbs_fx.pictures.engine import SETTINGS, Layout
-from mbs_fx.pictures.scene import Scene
+from mbs_fx.pictures.graphviz_layout import SETTINGS, Layout
+from mbs_fx.pictures.network_boxes import Scene
 from mbs_fx.pictures.style import DARK, FONT, LIGHT
 from mbs_fx.pictures.svg import MARKERS, asset, embedded, facts, frame_class, frame_note, frame_stroke
 

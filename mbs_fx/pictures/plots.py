@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbs_fx.errors import MBSError
+from mbs_fx.pictures.network_boxes import check, on_base_side
 from mbs_fx.pictures.png import EXTRA
-from mbs_fx.pictures.scene import check, on_base_side
 from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour, size
 from mbs_fx.pictures.target import target
 from mbs_fx.planning.candidates import share

@@ -14,9 +14,9 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from mbs_fx.pictures.boxes import fill
+from mbs_fx.pictures.box_svg import fill
 from mbs_fx.pictures.diagram import Diagram, Item
-from mbs_fx.pictures.engine import Layout
+from mbs_fx.pictures.graphviz_layout import Layout
 from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_colour, size, text_width
 from mbs_fx.results.tables import summary
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mbs_fx.pictures.scene import Box
+from mbs_fx.pictures.network_boxes import Box
 from mbs_fx.pictures.style import change, density_colour, fitted, kind_word, size, text_width, window
 
 WIDE, NARROW = 250, 200

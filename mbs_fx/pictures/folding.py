@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from mbs_fx.pictures.scene import Box, Scene
+from mbs_fx.pictures.network_boxes import Box, Scene
 from mbs_fx.results.analysis import Segment
 
 FEW = 8

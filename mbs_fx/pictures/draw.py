@@ -17,10 +17,10 @@ from typing import Any
 from mbs_fx.errors import MBSError
 from mbs_fx.pictures.diagram import Diagram, Fold, diagram, opened, plan_diagram
 from mbs_fx.pictures.dot import dot_text
-from mbs_fx.pictures.engine import layout
+from mbs_fx.pictures.graphviz_layout import layout
+from mbs_fx.pictures.network_boxes import scene
 from mbs_fx.pictures.page import page
 from mbs_fx.pictures.png import png
-from mbs_fx.pictures.scene import scene
 from mbs_fx.pictures.svg import alone
 from mbs_fx.pictures.target import target
 from mbs_fx.results.analysis import Analysis

@@ -17,12 +17,12 @@ from typing import Any
 
 from mbs_fx.errors import MBSError
 from mbs_fx.pictures.diagram import diagram, opened
-from mbs_fx.pictures.drawing import network
-from mbs_fx.pictures.engine import layout
+from mbs_fx.pictures.draw import network
+from mbs_fx.pictures.graphviz_layout import layout
+from mbs_fx.pictures.network_boxes import Scene, scene
 from mbs_fx.pictures.page import fill, packed, picture_parts
 from mbs_fx.pictures.plots import require_matplotlib
 from mbs_fx.pictures.report_plots import panels
-from mbs_fx.pictures.scene import Scene, scene
 from mbs_fx.pictures.style import macroblock_colour, size
 from mbs_fx.pictures.svg import asset, base_words
 from mbs_fx.pictures.target import target

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from html import escape
 from itertools import takewhile
 
-from mbs_fx.pictures.boxes import LEFT, LINE, NAME, RIGHT, SMALL, TOP, WIDE, Piece, fill, relative, side_of, text_at
-from mbs_fx.pictures.scene import Box, Scene
+from mbs_fx.pictures.box_svg import LEFT, LINE, NAME, RIGHT, SMALL, TOP, WIDE, Piece, fill, relative, side_of, text_at
+from mbs_fx.pictures.folding import Group
+from mbs_fx.pictures.network_boxes import Box, Scene
 from mbs_fx.pictures.style import beta_text, change, fitted, macroblock_colour, size, span, text_width, window
-from mbs_fx.pictures.tree import Group
 from mbs_fx.results.plan import MacroblockPlan
 
 _CELLS, _CELL = 48, 14.0
