@@ -32,7 +32,7 @@ def fingerprint(name: str) -> dict[str, Any]:
     gm = mbs_fx.trace(net, shape)
     analysis = mbs_fx.analyze(gm, shape)
     row: dict[str, Any] = {"network": name, "tracing": gm.meta.get("mbs_tracing", "")}
-    plans = {"z": mbs_fx.plan(analysis), "beta": mbs_fx.plan(analysis, betas={m: 0.75 for m in sizes(analysis)})}
+    plans = {"z": mbs_fx.plan(analysis), "beta": mbs_fx.plan(analysis, betas=dict.fromkeys(sizes(analysis), 0.75))}
     for key, plan in plans.items():
         row[key] = {"widths": digest(json.dumps(dict(plan.widths))), "params": plan.params, "flops": plan.flops}
     torch.manual_seed(0)

@@ -55,10 +55,10 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
-    "draw": "pictures.drawing",
+    "draw": "pictures.draw",
     "plot": "pictures.plots",
     "to_networkx": "pictures.export",
-    "write_report": "pictures.reporting",
+    "write_report": "pictures.report",
     "Recipe": "training.recipe",
     "retrain": "training.retrain",
 }

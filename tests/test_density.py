@@ -259,7 +259,7 @@ def test_a_density_survives_json(tmp_path: Any) -> None:
     for text in (
         "{",
         "[]",
-        '{"format": "mbs_fx.density.measure", "version": 99}',
+        '{"format": "mbs_fx.density", "version": 99}',
         density.to_json().replace('"mean": "', '"mean": "!'),
     ):
         with pytest.raises(MBSError, match="density"):

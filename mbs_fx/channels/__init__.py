@@ -1,1 +1,1 @@
-"""Which channels are the same, and where widths are bound: labels, rules, macroblocks, opaque segments."""
+"""Which channels are the same: labels in place of numbers, and one rule for each kind of operation."""

@@ -29,7 +29,7 @@ def show(
         raise MBSError(f"{file}: not a file of mbs-fx: {error}") from error
     if kind == "mbs_fx.plan":
         held, code = Plan.from_json(file), f"mbs_fx.Plan.from_json({str(file)!r})"
-    elif kind == "mbs_fx.density.measure":
+    elif kind == "mbs_fx.density":
         held, code = Density.load(file), f"mbs_fx.Density.load({str(file)!r})"
     else:
         raise MBSError(f"{file}: neither a plan nor a density, its format is {kind!r}")

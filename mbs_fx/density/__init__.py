@@ -1,0 +1,1 @@
+"""The share of non-zero activations of every convolution, measured on images."""

@@ -28,17 +28,15 @@ from torch.fx import GraphModule, Node
 from mbs_fx.errors import MBSError
 from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
-from mbs_fx.geometry.rules import contractions as mixing
-from mbs_fx.geometry.rules import layout as moves
-from mbs_fx.geometry.rules import windows as rules
+from mbs_fx.geometry.rules import contractions, layout, windows
 from mbs_fx.results.analysis import Geometry
 from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops, is_torch
 from mbs_fx.shapes.shapes import TensorShape
 
 __all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
 
-_MODULES = rules.MODULES | moves.MODULES | mixing.MODULES
-_NAMES = rules.NAMES | moves.NAMES | mixing.NAMES
+_MODULES = windows.MODULES | layout.MODULES | contractions.MODULES
+_NAMES = windows.NAMES | layout.NAMES | contractions.NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,4 +235,4 @@ def _resized(call: Call, x: Track, shape: tuple[int, ...]) -> Track:
 def _hides_windows(module: nn.Module) -> bool:
     """Whether a leaf without a rule holds layers that have one of `mbs_fx.geometry.rules.windows`."""
     kinds = {base for inner in module.modules() for base in type(inner).__mro__}
-    return not kinds.isdisjoint(rules.MODULES)
+    return not kinds.isdisjoint(windows.MODULES)

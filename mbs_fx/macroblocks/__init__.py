@@ -1,0 +1,1 @@
+"""From labels to macroblocks, width groups and what can be chosen: the analysis pass."""

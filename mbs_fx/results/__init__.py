@@ -1,0 +1,1 @@
+"""What passes return: frozen values that print themselves.  No torch, no pass."""

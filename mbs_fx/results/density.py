@@ -33,7 +33,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.files import write_text
 
-FORMAT = "mbs_fx.density.measure"
+FORMAT = "mbs_fx.density"
 VERSION = 1
 
 Floats = npt.NDArray[np.float64]

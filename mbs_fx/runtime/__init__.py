@@ -1,0 +1,1 @@
+"""Where passes run: devices, processes, the random state, and what is private in torch."""

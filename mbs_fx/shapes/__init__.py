@@ -1,0 +1,1 @@
+"""What every node of a graph returns, and what enters the graph."""

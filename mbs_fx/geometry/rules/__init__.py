@@ -1,0 +1,1 @@
+"""One file of geometry rules for each kind of operation."""
