@@ -24,6 +24,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _float32_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether this CPU multiplies bfloat16 is no matter: tests of that type ask for it."""
+    monkeypatch.setattr("mbs_fx.runtime.precision._cpu_is_faster", lambda shape: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_works() -> None:
     """A shell that runs the tests in the background has SIGINT ignored, and Python then leaves it so."""

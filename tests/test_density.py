@@ -166,17 +166,23 @@ def test_the_fast_copy_runs_and_counts_the_same(build: Callable[[], nn.Module]) 
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("dims", [(1, 2, 3), (2, 3), (1,)])
 @pytest.mark.parametrize("shape", [(3, 4, 5, 7), (1, 1, 1, 131), (2, 64, 16, 16)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_counts_are_exact_where_sums_are_cut_into_pieces(
-    shape: tuple[int, ...], dims: tuple[int, ...], turned: bool, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], dims: tuple[int, ...], turned: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(counting, "CACHED", 64)
-    monkeypatch.setattr(counting, "EXACT", 100)
     x = torch.randn(shape).relu_() - torch.randn(shape).relu_()
+    x = torch.where(x == 0, -0.0, x).to(dtype)  # zeros of either sign are zeros
     x = x.contiguous(memory_format=torch.channels_last) if turned else x
     assert torch.equal(counting.nonzeros(x, dims, signed=True), (x != 0).sum(dims))
     sparse = (x > 0).sum(dims)
     assert torch.equal(counting.nonzeros(x, dims, False, torch.relu_), sparse)
     assert torch.equal((x != 0).sum(dims), sparse)
+
+
+def test_a_row_longer_than_two_bytes_count_is_exact() -> None:
+    x = torch.ones(2, 1, 1, 70_001, dtype=torch.bfloat16)  # a prime above 2 ** 16: no pieces, no sum in int16
+    assert counting.nonzeros(x, (1, 2, 3), signed=False).tolist() == [70_001, 70_001]
 
 
 @pytest.mark.parametrize("fast", [True, False])

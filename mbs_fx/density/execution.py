@@ -20,11 +20,12 @@ from torch import Tensor, fx
 
 from mbs_fx.density.columns import Columns
 from mbs_fx.density.counting import instrument
-from mbs_fx.density.fast_copy import LAYOUTS, fast_copy, fast_dtype
+from mbs_fx.density.fast_copy import LAYOUTS, fast_copy
 from mbs_fx.density.recorded import Recorded
 from mbs_fx.density.rectify import fuse
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.runtime.devices import usable
+from mbs_fx.runtime.precision import Shape, fast_dtype
 
 LARGEST = 24 << 20
 """Bytes of an activation on a CPU.  From 32 MiB on, the C library gets every tensor from the system, and filling
@@ -74,7 +75,7 @@ def makes(
     own = Make(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
     if not fast and not compiled:
         return [own]
-    precision = dtype or fast_dtype(first.dtype, place)
+    precision = dtype or fast_dtype(first.dtype, place, _largest(analysis))
     images = _images_at_once(analysis, precision) if place.type == "cpu" else None
 
     def make(channels_last: bool) -> Make:
@@ -88,6 +89,14 @@ def makes(
         return Make(build, place, precision, channels_last, compiled, filled, images)
 
     return [make(True), make(False), own]
+
+
+def _largest(analysis: Analysis) -> Shape:
+    """The convolution with the most multiply-adds, as a square one."""
+    conv = max(analysis.convs, key=lambda conv: conv.flops)
+    inputs, pixels = conv.in_width // conv.groups, math.prod(conv.spatial_size)
+    kernel = round(math.sqrt(conv.flops / (inputs * conv.width * pixels)))
+    return Shape(inputs, conv.width, max(1, kernel), max(1, math.isqrt(pixels)))
 
 
 def _images_at_once(analysis: Analysis, dtype: torch.dtype) -> int:

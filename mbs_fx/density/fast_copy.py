@@ -24,18 +24,6 @@ NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """bfloat16 in place of float32 where there are matrix units for it, else ``dtype``."""
-    if dtype != torch.float32:
-        return dtype
-    if device.type == "cuda":
-        units = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        units = device.type == "cpu" and bool(capabilities.get("amx_bf16"))
-    return torch.bfloat16 if units else dtype
-
-
 def fast_copy(
     gm: fx.GraphModule,
     device: torch.device,

@@ -41,7 +41,7 @@ class Recipe:
         temperature: both networks' logits are divided by it before the teacher's are imitated.
         average: decay per step of an averaged copy (EMA) of the weights, which is what training then returns;
             None for none.
-        precision: "auto" takes bfloat16 where the hardware multiplies it (Tensor Cores, AMX), else float32.
+        precision: "auto" takes bfloat16 where the hardware multiplies it faster, else float32.
         channels_last: keep images and weights in that memory order; faster on most hardware.
         compile: train through ``torch.compile``.
         seed: of the order of the images and of everything else that is drawn.

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mbs_fx.density.fast_copy import fast_dtype
 from mbs_fx.errors import MBSError
 from mbs_fx.runtime.devices import usable
+from mbs_fx.runtime.precision import fast_dtype
 from mbs_fx.runtime.ranks import Ranks, join
 from mbs_fx.training import checkpoint as checkpoints
 from mbs_fx.training.batches import testing_batches, training_batches
