@@ -71,3 +71,8 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"mbs_fx.{_ON_DEMAND[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """What completion offers: the public names, also those that are not imported yet."""
+    return list(__all__)

@@ -121,3 +121,8 @@ def test_a_plan_without_a_width_is_refused(gm, plan):
     del data["widths"]["a"]
     with pytest.raises(MBSError, match="it has no width for the convolution a"):
         mbs_fx.rewrite(gm, Plan.from_json(json.dumps(data)))
+
+
+def test_completion_offers_the_public_names_and_no_others():
+    assert sorted(dir(mbs_fx)) == sorted(mbs_fx.__all__)
+    assert all(hasattr(mbs_fx, name) for name in mbs_fx.__all__)
