@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import machine
+import pytest
 import torch
 import torch.distributed as dist
 from density_helpers import SHAPE, chain_analysis, graph
@@ -46,7 +48,6 @@ def run(trouble: str = "", **settings: Any) -> Density:
 
 def main(folder: Path) -> None:
     """First as torchrun starts it, then within a process group of the caller's."""
-    torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     (folder / f"whole.{rank}").write_text(run().to_json())
     for turn in range(20):
@@ -62,4 +63,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    machine.pretend(pytest.MonkeyPatch())
     main(Path(sys.argv[1]))

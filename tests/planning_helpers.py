@@ -18,13 +18,18 @@ def graph(name):
     if name == "resnet20":
         return torch.fx.symbolic_trace(resnet(20).eval())
     with torch.device("meta"):
-        net = getattr(torchvision.models, "mobilenet_v2" if name == "rectangle" else name)()
+        if name == "resnet1202":
+            net = resnet(1202)
+        else:
+            net = getattr(torchvision.models, "mobilenet_v2" if name == "rectangle" else name)()
     return torch.fx.symbolic_trace(net.eval())
 
 
 @cache
 def analysis(name):
-    shape = {"resnet20": (1, 3, 32, 32), "rectangle": (1, 3, 160, 256)}.get(name, (1, 3, 224, 224))
+    shape = {"resnet20": (1, 3, 32, 32), "resnet1202": (1, 3, 32, 32), "rectangle": (1, 3, 160, 256)}.get(
+        name, (1, 3, 224, 224)
+    )
     return mbs_fx.analyze(graph(name), shape)
 
 

@@ -25,7 +25,7 @@ def above(plan, highest, steps=60):
     return [own + (highest - own) * (step / steps) ** 3 for step in range(1, steps + 1)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.sampled_from(("resnet20", "resnet50", "mobilenet_v2", "shufflenet_v2_x0_5", "rectangle")),
     st.integers(0, 100),
@@ -45,7 +45,7 @@ def test_a_budget_is_held_and_used_up(name, seed, argument, share, round_to):
         assert larger.widths == plan.widths or getattr(larger, cost)[1] > budget
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.sampled_from(nets.NETWORKS), st.integers(0, 100), st.data())
 def test_every_plan_of_the_sweep_is_the_answer_to_its_own_cost(name, seed, data):
     analysis, density = nets.analysis(name), nets.density(name, seed)
@@ -54,7 +54,7 @@ def test_every_plan_of_the_sweep_is_the_answer_to_its_own_cost(name, seed, data)
     assert mbs_fx.plan(analysis, density, max_params=wanted.params[1]).params == wanted.params
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.sampled_from(nets.NETWORKS), st.floats(0.75, 1.0), st.floats(0.75, 1.0), st.floats(0.75, 1.0))
 def test_several_budgets_all_hold_and_one_of_them_binds(name, params, flops, size):
     analysis, density = nets.analysis(name), nets.density(name, 3)

@@ -17,7 +17,7 @@ from mbs_fx.density.execution import makes
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.recorded import Recorded
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("batch_size", [4, 7])

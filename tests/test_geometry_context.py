@@ -1,7 +1,5 @@
 """Global context, mixing of all positions, several results, and what is not understood."""
 
-import time
-
 import pytest
 import torch
 import torch.fx
@@ -9,6 +7,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.fx import GraphModule, Tracer, symbolic_trace
+from work import calls
 
 from mbs_fx.geometry.propagation import propagate
 from mbs_fx.results.analysis import Geometry
@@ -252,14 +251,12 @@ def test_an_encoder_and_its_decoder_meet_through_a_bottleneck():
     assert found["up"].geometry == Geometry((24, 16), (1, 1), (3, 3), True)
 
 
-@pytest.mark.parametrize(("model", "size", "limit"), [(lambda: resnet(1202), 32, 0.5), (None, 224, 0.3)])
-def test_thousands_of_nodes_take_a_fraction_of_a_second(model, size, limit):
+@pytest.mark.parametrize(
+    ("model", "size", "limit"), [(lambda: resnet(218), 32, 100), (torchvision.models.densenet121, 224, 150)]
+)
+def test_work_grows_with_the_nodes(model, size, limit):
+    """Most of the time is spent in calls; a second look at all nodes for each would be 700 of them per node."""
     with torch.device("meta"):
-        gm = symbolic_trace(model() if model else torchvision.models.densenet201())
+        gm = symbolic_trace(model())
     shapes = infer(gm, [(1, 3, size, size)])
-    taken = []
-    for _ in range(3):
-        start = time.process_time()
-        propagate(gm, shapes)
-        taken.append(time.process_time() - start)
-    assert min(taken) < limit
+    assert calls(lambda: propagate(gm, shapes)) < limit * len(gm.graph.nodes)

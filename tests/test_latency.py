@@ -1,11 +1,14 @@
 """Latency of the network that a plan makes, and plans that keep within one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import mbs_fx
 from mbs_fx import MBSError
+from mbs_fx.rewriting import latency
 
 SHAPE = (1, 3, 32, 32)
 
@@ -35,22 +38,29 @@ def test_it_is_the_network_of_the_plan_that_is_timed(gm, plan):
 
         return run
 
-    latency = mbs_fx.latency_of(gm, batch=4, repetitions=3, warmup=2, prepare=prepare)
-    assert latency(plan) > 0
+    timed = mbs_fx.latency_of(gm, batch=4, repetitions=3, warmup=2, prepare=prepare)
+    assert timed(plan) > 0
     assert seen == [(plan.widths["3.0"], (4, 3, 32, 32), False)] * 5
 
 
 def test_equal_widths_are_timed_once(gm, plan):
-    latency = mbs_fx.latency_of(gm, repetitions=3)
-    assert latency(plan) == latency(plan)
-    assert len(latency.measured) == 1
+    timed = mbs_fx.latency_of(gm, repetitions=3)
+    assert timed(plan) == timed(plan)
+    assert len(timed.measured) == 1
 
 
-def test_large_networks_take_longer(gm):
-    analysis = mbs_fx.analyze(gm, SHAPE)
-    small, full = (mbs_fx.plan(analysis, betas=dict.fromkeys((32, 16, 8), beta)) for beta in (0.125, 1.0))
-    latency = mbs_fx.latency_of(gm, batch=64, repetitions=9)
-    assert latency(small) < latency(full)
+def test_the_median_counts_and_the_warm_up_does_not(gm, plan, monkeypatch):
+    """A clock that moves while the network runs, by so many seconds."""
+    now, runs = [0.0], iter([100.0, 5.0, 1.0, 3.0])
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def prepare(small):
+        def run(x):
+            now[0] += next(runs)
+
+        return run
+
+    assert mbs_fx.latency_of(gm, repetitions=3, warmup=1, prepare=prepare)(plan) == 3000
 
 
 def test_nothing_changes(gm, plan):

@@ -156,7 +156,7 @@ def ratios_kept(name, plan):
             assert plan.widths[path] == own.ratio * plan.widths[base]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(("resnet50", "mobilenet_v2", "densenet121", "resnext50_32x4d")),
     st.floats(0.1, 2.0),
@@ -260,21 +260,26 @@ def test_what_was_edited_into_something_else(name):
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
+    ("device", "cpu", "dtype", "expected"),
     [
-        ("cuda", torch.float32, 4),
-        ("cuda", torch.bfloat16, 8),
-        ("cuda", torch.int8, 16),
-        ("cpu", torch.float32, {"AVX512": 16, "AVX2": 8, "SVE256": 8}),
+        ("cuda", "AVX512", torch.float32, 4),
+        ("cuda", "AVX512", torch.bfloat16, 8),
+        ("cuda", "AVX512", torch.int8, 16),
+        ("cpu", "AVX512", torch.float32, 16),
+        ("cpu", "AVX2", torch.float32, 8),
+        ("cpu", "AVX2", torch.float64, 4),
+        ("cpu", "SVE256", torch.float32, 8),
+        ("cpu", "DEFAULT", torch.float32, 4),
     ],
 )
-def test_the_block_of_a_device_and_type(device, dtype, expected):
-    if isinstance(expected, dict):
-        expected = expected.get(torch.backends.cpu.get_cpu_capability(), 4)
+def test_the_block_of_a_device_and_type(monkeypatch, device, cpu, dtype, expected):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: cpu)
     assert block(torch.device(device), dtype) == expected
 
 
-def test_reduce_rounds_by_itself():
-    small = mbs_fx.reduce(nets.graph("resnet20"), example=(1, 3, 32, 32), round_to="auto", max_params="60%")
-    step = block(torch.device("cpu"), torch.float32)
+@pytest.mark.parametrize(("cpu", "share", "step"), [("AVX2", "60%", 8), ("AVX512", "80%", 16)])
+def test_reduce_rounds_by_itself(monkeypatch, cpu, share, step):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: cpu)
+    small = mbs_fx.reduce(nets.graph("resnet20"), example=(1, 3, 32, 32), round_to="auto", max_params=share)
     assert {width % step for width in small.meta["mbs"].widths.values()} == {0}
+    assert small.meta["mbs"].reduction > 0

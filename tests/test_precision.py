@@ -9,7 +9,6 @@ from mbs_fx.runtime import precision
 from mbs_fx.runtime.precision import Shape, fast_dtype
 
 CPU = torch.device("cpu")
-CPU_IS_FASTER = precision._cpu_is_faster  # before the fixture of the whole suite puts float32 in its place
 
 
 @pytest.fixture
@@ -25,7 +24,6 @@ def machine(monkeypatch):
             return bfloat16 if dtype == torch.bfloat16 else float32
 
         monkeypatch.setattr(precision, "_seconds", seconds)
-        monkeypatch.setattr(precision, "_cpu_is_faster", CPU_IS_FASTER)
         precision._measured_faster.cache_clear()
         return timed
 

@@ -1,7 +1,7 @@
 """Random small networks out of every kind of wiring keep every promise of a reduced network."""
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from proof import difference, is_exact, random_inputs, trains, widths_hold, zeroed
 from torch import nn
@@ -107,7 +107,7 @@ def chains(draw):
     return kinds, widths, joins, beta
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(chains())
 def test_random_network(case):
     kinds, widths, joins, beta = case

@@ -1,7 +1,6 @@
 """Shapes are compared with those of a real forward pass; the model must come out of it untouched."""
 
 import random
-import time
 from collections import namedtuple
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, symbolic_trace
+from work import calls
 
 from mbs_fx.errors import MBSError
 from mbs_fx.sample import resnet
@@ -250,13 +250,11 @@ def test_channels_last_strides_decide_what_a_view_may_do():
         infer(gm, [(1, 4, 5, 5)])
 
 
-@pytest.mark.parametrize(("model", "size", "limit"), [(lambda: resnet(1202), 32, 0.5), (None, 224, 0.4)])
-def test_thousands_of_nodes_take_a_fraction_of_a_second(model, size, limit):
+@pytest.mark.parametrize(
+    ("model", "size", "limit"), [(lambda: resnet(218), 32, 100), (torchvision.models.densenet121, 224, 250)]
+)
+def test_work_grows_with_the_nodes(model, size, limit):
+    """Most of the time is spent in calls; a second look at all nodes for each would be 700 of them per node."""
     with torch.device("meta"):
-        gm = symbolic_trace(model() if model else torchvision.models.densenet201())
-    taken = []
-    for _ in range(5):
-        start = time.process_time()
-        infer(gm, [(1, 3, size, size)])
-        taken.append(time.process_time() - start)
-    assert min(taken) < limit
+        gm = symbolic_trace(model())
+    assert calls(lambda: infer(gm, [(1, 3, size, size)])) < limit * len(gm.graph.nodes)

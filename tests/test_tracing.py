@@ -166,7 +166,7 @@ def test_sizes_remember_their_arithmetic():
         size + "x"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_model_on_the_gpu_is_traced_there_and_the_graph_can_move():
     model = Net(lambda x: sized(arranged(x))).cuda().eval()
     gm = trace(model, SHAPE)

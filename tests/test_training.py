@@ -283,7 +283,7 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu(compiled, tmp_path):
     model, continued = net(), net(seed=9)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
+import pytest
 import torch
 from test_training import images, net, recipe
 from torch import Tensor, nn
@@ -81,6 +83,7 @@ def refused(**arguments: Any) -> str:
 
 
 if __name__ == "__main__":
+    machine.pretend(pytest.MonkeyPatch())
     folder = Path(sys.argv[1])
     torch.save(normalised(folder).state_dict(), folder / f"normalised{RANK}.pt")
     model, result = train(folder)
