@@ -21,11 +21,9 @@ from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from mbs_fx.errors import MBSError
-from mbs_fx.shapes.shapes import TensorShape
-
-_FUNCTIONS = {f"conv{dims}d": (dims, False) for dims in (1, 2, 3)} | {
-    f"conv_transpose{dims}d": (dims, True) for dims in (1, 2, 3)
-}
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.call import Call, TensorShape
+from mbs_fx.operations.resolve import of_target, operation_of, spelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ def conv_kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = No
     ``shapes`` (from `mbs_fx.shapes.shapes.infer`) is needed where a weight is reshaped on the way.
     """
     spec = any_conv(gm, node, shapes)
-    fixed = spec and node.op == "call_function" and not _learned(gm, _argument(node, 1, "weight"))
+    fixed = spec and node.op == "call_function" and not _learned(gm, _argument(gm, node, "weight"))
     return None if fixed else spec
 
 
@@ -64,10 +62,11 @@ def any_conv(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = Non
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))
         return of_module(module)
-    if node.op == "call_function" and is_torch(node.target):
-        kind = _FUNCTIONS.get(getattr(node.target, "__name__", ""))
-        return None if kind is None else _of_function(gm, node, shapes or {}, *kind)
-    return None
+    operation = of_target(node) if node.op == "call_function" else None
+    if operation is None or operation.dims is None or operation not in v.CONVOLUTIONS:
+        return None
+    call = Call(gm, node, operation, None, shapes or {})
+    return _of_function(call, operation.dims, operation in v.CONV_TRANSPOSE)
 
 
 def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
@@ -79,14 +78,8 @@ def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
         if not isinstance(module, nn.Linear) or len(pixels) < 2:
             return 0
         return prod(pixels) * module.in_features * module.out_features
-    value = shapes[_input(node).name if spec.transposed else node.name]
+    value = shapes[_argument(gm, node, "input").name if spec.transposed else node.name]
     return prod(spec.weight) * prod(value.shape[-spec.dims :])
-
-
-def is_torch(target: Any) -> bool:
-    """Whether a function is torch's own; its builtins have no module, or an underscored one."""
-    module = getattr(target, "__module__", None) or "torch"
-    return module.split(".")[0] in ("torch", "_operator") and hasattr(target, "__name__")
 
 
 def of_module(module: nn.Module) -> ConvSpec | None:
@@ -96,32 +89,36 @@ def of_module(module: nn.Module) -> ConvSpec | None:
     transposed = isinstance(module, _ConvTransposeNd)
     ends = (module.in_channels, module.out_channels) if transposed else (module.out_channels, module.in_channels)
     return ConvSpec(
-        weight=(ends[0], ends[1] // module.groups, *module.kernel_size),
-        groups=module.groups,
-        stride=tuple(module.stride),
-        padding=module.padding if isinstance(module.padding, str) else tuple(module.padding),
-        dilation=tuple(module.dilation),
+        weight=(int(ends[0]), int(ends[1] // module.groups), *map(int, module.kernel_size)),
+        groups=int(module.groups),
+        stride=tuple(map(int, module.stride)),
+        padding=module.padding if isinstance(module.padding, str) else tuple(map(int, module.padding)),
+        dilation=tuple(map(int, module.dilation)),
         transposed=transposed,
         dims=len(module.kernel_size),
     )
 
 
-def _of_function(gm: GraphModule, node: Node, shapes: Mapping[str, Any], dims: int, transposed: bool) -> ConvSpec:
-    dilation = 7 if transposed else 5
-    padding = _value(node, 4, "padding", 0, shapes)
+def _of_function(call: Call, dims: int, transposed: bool) -> ConvSpec:
+    padding = _known(call, "padding", 0)
     return ConvSpec(
-        weight=_weight_shape(gm, node, shapes, dims),
-        groups=_value(node, 6, "groups", 1, shapes),
-        stride=per_axis(_value(node, 3, "stride", 1, shapes), dims),
+        weight=_weight_shape(call.gm, call.node, call.argument("weight"), call.values, dims),
+        groups=_known(call, "groups", 1),
+        stride=per_axis(_known(call, "stride", 1), dims),
         padding=padding if isinstance(padding, str) else per_axis(padding, dims),
-        dilation=per_axis(_value(node, dilation, "dilation", 1, shapes), dims),
+        dilation=per_axis(_known(call, "dilation", 1), dims),
         transposed=transposed,
         dims=dims,
     )
 
 
-def _weight_shape(gm: GraphModule, node: Node, shapes: Mapping[str, Any], dims: int) -> tuple[int, ...]:
-    weight = _argument(node, 1, "weight")
+def _known(call: Call, name: str, default: Any) -> Any:
+    """A setting; the default where it is a node of which nothing is known."""
+    given = call.argument(name, default)
+    return default if isinstance(given, Node) and given.name not in call.values else call.evaluated(given)
+
+
+def _weight_shape(gm: GraphModule, node: Node, weight: Any, shapes: Mapping[str, Any], dims: int) -> tuple[int, ...]:
     if isinstance(weight, Node):
         known = shapes.get(weight.name)
         if isinstance(known, TensorShape):
@@ -130,8 +127,8 @@ def _weight_shape(gm: GraphModule, node: Node, shapes: Mapping[str, Any], dims: 
         if behind:
             return tuple(behind[0].shape)
     raise MBSError(
-        f"node {node.name}, {node.op} {node.target}: the shape of its weight is not known without the shapes "
-        "of the graph: pass the result of mbs_fx.shapes.infer"
+        f"node {node.name}, {node.op} {spelling(node.target)}: the shape of its weight is not known without the shapes "
+        "of the graph: pass the result of mbs_fx.shapes.shapes.infer"
     )
 
 
@@ -159,19 +156,10 @@ def _tensors_behind(gm: GraphModule, node: Node) -> list[Tensor]:
 
 def per_axis(value: Any, dims: int) -> tuple[int, ...]:
     """``value`` once per axis, as torch reads an int or a sequence."""
-    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    items = tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)
     return items * dims if len(items) == 1 else items
 
 
-def _input(node: Node) -> Node:
-    return _argument(node, 0, "input")
-
-
-def _argument(node: Node, position: int, name: str) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
-
-
-def _value(node: Node, position: int, name: str, default: Any, shapes: Mapping[str, Any]) -> Any:
-    value = _argument(node, position, name)
-    value = shapes.get(value.name) if isinstance(value, Node) else value
-    return default if value is None else value
+def _argument(gm: GraphModule, node: Node, name: str) -> Any:
+    module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return Call(gm, node, operation_of(gm, node), module, {}).argument(name)

@@ -15,7 +15,6 @@ import logging
 import random
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,15 +22,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
+from mbs_fx.operations.call import TensorShape
 from mbs_fx.shapes.fake_interpreter import FakeInterpreter, mapped
-
-
-@dataclass(frozen=True, slots=True)
-class TensorShape:
-    """A tensor without its numbers."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def typed(shapes: Sequence[Sequence[int]], types: Sequence[str]) -> list[Tensor | Sequence[int]]:
