@@ -75,7 +75,7 @@ def test_kinds_and_costs(tracer):
 
 def test_without_shapes_a_reshaped_weight_is_said_to_be_unknown():
     gm = symbolic_trace(Everything())
-    with pytest.raises(MBSError, match=r"conv_transpose2d.*pass the result of mbs_fx.shapes.infer"):
+    with pytest.raises(MBSError, match=r"conv_transpose2d.*pass the result of mbs_fx.shapes.shapes.infer"):
         conv_kind(gm, next(n for n in gm.graph.nodes if n.name == "conv_transpose2d"))
 
 

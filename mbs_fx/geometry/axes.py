@@ -34,7 +34,7 @@ class Atom(NamedTuple):
 class Axis:
     """One axis of a tensor.
 
-    ``offset`` is how far strided slices and rolls have moved its first pixel, in input pixels.
+    ``offset`` is how far slices, rolls and one-sided padding have moved the centres of its fields, in input pixels.
     ``context`` is the size before the axis was pooled to one pixel, None where it was not.
     """
 
@@ -269,7 +269,10 @@ def union(base: Axis, other: Axis) -> Axis:
         return base
     if base.context is not None and other.context is None:
         return other
-    offset = min(base.offset, other.offset)
-    field = max(base.offset + base.field, other.offset + other.field) - offset
     stride = max(base.stride, other.stride) if base.size == other.size else base.stride
-    return Axis(base.size, stride, field, offset, base.context)
+    if base.offset == other.offset:
+        return Axis(base.size, stride, max(base.field, other.field), base.offset, base.context)
+    low, high = (
+        extreme(2 * a.offset + sign * a.field for a in (base, other)) for sign, extreme in ((-1, min), (1, max))
+    )
+    return Axis(base.size, stride, scaled(high - low, 1, 2), scaled(high + low, 1, 4), base.context)

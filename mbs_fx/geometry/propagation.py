@@ -18,8 +18,8 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -27,16 +27,38 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
 from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
-from mbs_fx.geometry.calls import Call, Notes, Rule, fitted
-from mbs_fx.geometry.rules import contractions, layout, windows
+from mbs_fx.geometry.call import Found, GeometryCall, fitted
+from mbs_fx.geometry.rules.windows import WINDOWS
+from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.register import geometry
+from mbs_fx.operations.resolve import of_module, of_target
 from mbs_fx.results.analysis import Geometry
-from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops, is_torch
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops
 
 __all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
 
-_MODULES = windows.MODULES | layout.MODULES | contractions.MODULES
-_NAMES = windows.NAMES | layout.NAMES | contractions.NAMES
+
+@dataclass(slots=True)
+class Notes:
+    """What a person should know about the result; nodes that mix all positions make one note together."""
+
+    lines: list[str] = field(default_factory=list[str])
+    mixing: list[str] = field(default_factory=list[str])
+
+    def take(self, call: GeometryCall, found: Found) -> None:
+        """Add what a rule found out about its node."""
+        name = getattr(call.node.target, "__name__", call.node.target)
+        kind = f" ({type(call.module).__name__})" if call.module is not None else ""
+        self.lines += [f"node {call.node.name}, {call.node.op} {name}{kind}: {text}" for text in found.notes]
+        self.mixing += [call.node.name] if found.mixes else []
+
+    def all(self) -> tuple[str, ...]:
+        """The notes, for a result."""
+        if not self.mixing:
+            return tuple(self.lines)
+        count = f"{len(self.mixing)} nodes mix" if len(self.mixing) > 1 else "1 node mixes"
+        line = f"{count} all positions (attention or token mixing), the first is {self.mixing[0]}: "
+        return (*self.lines, line + "taken as global context, which does not extend receptive fields")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +119,22 @@ def input_axes(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _walk(
     gm: GraphModule, shapes: Mapping[str, Any], notes: Notes, axes: tuple[int, ...]
-) -> Iterator[tuple[Call, Any]]:
+) -> Iterator[tuple[GeometryCall, Any]]:
     """Every node with its track; ``axes`` are the spatial ones among the dimensions of the first input."""
     tracks: dict[Node, Any] = {}
     modules = dict(gm.named_modules(remove_duplicate=False))
     for node in gm.graph.nodes:
         module = modules[str(node.target)] if node.op == "call_module" else None
         value = shapes[node.name]
-        call = Call(gm, node, module, _shape(value), shapes, tracks, notes)
+        operation = of_target(node) if module is None else of_module(type(module))
+        call = GeometryCall(gm, node, operation, module, shapes, tracks)
         if node.op == "placeholder":
             main = not tracks and isinstance(value, TensorShape)
             tracks[node] = _each(value, partial(_start, axes=axes if main else None))
         else:
-            tracks[node] = _track(call, value)
+            found = _found(call, value)
+            notes.take(call, found)
+            tracks[node] = found.track
         yield call, tracks[node]
 
 
@@ -147,15 +172,47 @@ def _geometry(track: Track, indices: list[int]) -> Geometry:
     )
 
 
-def _track(call: Call, value: Any) -> Any:
+def _found(call: GeometryCall, value: Any) -> Found:
+    """What is known of a node's result; a rule that fails ends the map, with a note."""
     if call.node.op in ("output", "get_attr") or not _has_tensor(value):
-        return None
-    rule = _rule(call)
-    result = rule(call) if rule and call.node.all_input_nodes else None
-    if isinstance(result, Track) and isinstance(value, TensorShape) and not result.fills(value.shape):
-        call.note("its layout could not be followed; the map ends here")
-        return tracked(map(channels, value.shape), result.axes, result.upsampled)
-    return _default(call, value) if result is None else result
+        return Found(None)
+    try:
+        return _by_rule(call, value)
+    except Exception as error:
+        if call.operation is not None and call.operation in geometry.rules and call.operation.added:
+            raise MBSError(f"{call.where}: its geometry rule fails: {type(error).__name__}: {error}") from error
+        ended = _each(value, lambda shape: _ended(call, shape))
+        return Found(ended, ("its pixels cannot be followed; the map ends here",))
+
+
+def _by_rule(call: GeometryCall, value: Any) -> Found:
+    if _empty(value) or _empty([call.values[n.name] for n in call.node.all_input_nodes]):
+        call = replace(call, operation=None)  # a tensor without elements has no pixel to follow
+    rule = geometry.of(call.operation) if call.node.all_input_nodes else None
+    result = rule(call) if rule is not None else None
+    found = result if isinstance(result, Found) else Found(result)
+    track = found.track
+    if track is None:
+        return _default(call, value)
+    if isinstance(track, Track) and not isinstance(value, TensorShape):
+        return replace(found, track=(track,) * len(value))
+    if isinstance(track, Track) and not track.fills(value.shape):
+        ended = _ended(call, value.shape)
+        return replace(found, track=ended, notes=(*found.notes, "its layout could not be followed; the map ends here"))
+    return found
+
+
+def _empty(value: Any) -> bool:
+    """Whether one of the tensors has no elements."""
+    if isinstance(value, TensorShape):
+        return 0 in value.shape
+    return isinstance(value, tuple | list) and any(map(_empty, value))
+
+
+def _ended(call: GeometryCall, shape: tuple[int, ...]) -> Track:
+    """A tensor in which nothing lies where it did; what was known of axes is context."""
+    widest = max(call.operands(), key=lambda x: len(x.axes), default=bare(shape))
+    return tracked(map(channels, shape), widest.axes, widest.upsampled)
 
 
 def _each(value: Any, make: Any) -> Any:
@@ -178,61 +235,48 @@ def _start(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Track
     return Track(tuple(rows), {index: Axis(shape[dim]) for dim, index in places.items()})
 
 
-def _rule(call: Call) -> Rule | None:
-    if call.module is not None:
-        return _module_rule(type(call.module))
-    if call.node.op == "call_function" and not _library(call.node.target):
-        return None
-    return _NAMES.get(str(getattr(call.node.target, "__name__", call.node.target)))
-
-
-def _library(target: Any) -> bool:
-    return is_torch(target) or target is getattr
-
-
-@cache
-def _module_rule(kind: type[nn.Module]) -> Rule | None:
-    """By base class, the most derived first."""
-    return next((_MODULES[base] for base in kind.__mro__ if base in _MODULES), None)
-
-
-def _default(call: Call, value: Any) -> Any:
-    """What is in no table keeps the largest of its inputs; a note says where sizes change."""
+def _default(call: GeometryCall, value: Any) -> Found:
+    """What has no rule keeps the largest of its inputs; a note says where sizes change."""
+    notes: tuple[str, ...] = ()
     if call.module is not None and _hides_windows(call.module):
-        call.note("it was not traced into; what its layers do inside does not count")
+        notes = ("it was not traced into; what its layers do inside does not count",)
     operands = call.operands()
-    return _each(value, lambda shape: _kept(call, operands, shape)) if operands else None
+    if not operands:
+        return Found(None, notes)
+    told: list[str] = []
+    track = _each(value, lambda shape: _kept(call, operands, shape, told))
+    return Found(track, (*notes, *told))
 
 
-def _kept(call: Call, operands: list[Track], shape: tuple[int, ...]) -> Track:
+def _kept(call: GeometryCall, operands: list[Track], shape: tuple[int, ...], notes: list[str]) -> Track:
     if len(operands) == 1 and call.shape_of(call.first) == shape:
         return operands[0]
-    same = [_resized(call, x, shape) if len(x.dims) == len(shape) else x for x in operands]
+    same = [_resized(x, shape, len(operands), notes) if len(x.dims) == len(shape) else x for x in operands]
     fitting = [x for x in same if len(x.dims) <= len(shape)]
     if any(len(x.dims) == len(shape) for x in fitting):
         return fitted(fitting[0], shape) if len(fitting) == 1 else merged(fitting, shape)
     widest = max(operands, key=lambda x: len(x.axes))
     if widest.located():
-        call.note("it is not known, and changes the number of dimensions; the map ends here")
+        notes.append("it is not known, and changes the number of dimensions; the map ends here")
     return tracked(map(channels, shape), widest.axes, widest.upsampled)
 
 
-def _resized(call: Call, x: Track, shape: tuple[int, ...]) -> Track:
+def _resized(x: Track, shape: tuple[int, ...], operands: int, notes: list[str]) -> Track:
     """``x`` at other sizes; where it is broadcast against another operand, as it is."""
     new: dict[int, Axis] = {}
     for dim, size in enumerate(shape):
         index = x.lone(dim)
         axis = Axis(size) if index is None else x.axes[index]
-        if axis.size != size and not (axis.size == 1 and len(call.operands()) > 1):
+        if axis.size != size and not (axis.size == 1 and operands > 1):
             new[dim] = axis.pooled() if size == 1 else axis.resized(size)
     olds = [x.axes[x.dims[dim][0].axis] for dim in new]
     if any(axis.context is None for axis in olds):
         sizes = f"from {tuple(a.size for a in olds)} to {tuple(a.size for a in new.values())}"
-        call.note(f"it is not known, and changes spatial sizes {sizes}; strides follow the sizes")
+        notes.append(f"it is not known, and changes spatial sizes {sizes}; strides follow the sizes")
     return changed(x, new) if new else x
 
 
 def _hides_windows(module: nn.Module) -> bool:
-    """Whether a leaf without a rule holds layers that have one of `mbs_fx.geometry.rules.windows`."""
-    kinds = {base for inner in module.modules() for base in type(inner).__mro__}
-    return not kinds.isdisjoint(windows.MODULES)
+    """Whether a leaf without a rule holds layers that extend receptive fields or change strides."""
+    kinds = {of_module(type(inner)) for inner in module.modules()}
+    return any(kind is not None and kind in WINDOWS for kind in kinds)

@@ -13,25 +13,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from torch import nn
-
 from mbs_fx.geometry.axes import CHANNELS, Atom, Track, channels, has_axis, merged, mixed_in, tracked
-from mbs_fx.geometry.calls import Call, Rule
+from mbs_fx.geometry.call import Found, GeometryCall
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.register import geometry
 
 
-def _linear(call: Call) -> Track:
+@geometry(v.LINEAR)
+def linear(call: GeometryCall) -> Found:
+    """Mixes the last dimension: channels, or positions."""
     last = len(call.shape) - 1
     x = mixed_in(call.input, last)
     if has_axis(x.dims[last]) and call.shape[last] == call.shape_of(call.first)[last]:
-        call.notes.mixing.append(call.node.name)
-        return x
+        return Found(x, mixes=True)
+    notes: tuple[str, ...] = ()
     if x.lone(last) is not None or (has_axis(x.dims[last]) and any(map(has_axis, x.dims[:last]))):
-        call.note("it mixes the positions of one axis and changes their number; that axis ends here")
-    return tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled)
+        notes = ("it mixes the positions of one axis and changes their number; that axis ends here",)
+    return Found(tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled), notes)
 
 
-def _matmul(call: Call) -> Track | None:
-    one, other = call.input, call.operand(call.raw(1, "other", "mat2", "tensor2"))
+@geometry(v.MATMUL)
+def matmul(call: GeometryCall) -> Found | None:
+    """A sum of products over the last dimension of one and the last but one of the other."""
+    one, other = call.input, call.operand(call.argument("other"))
     if min(len(one.dims), len(other.dims)) < 2 or len(call.shape) < 2:
         return None
     lefts = replace(one, dims=(*one.dims[:-1], channels(call.shape[-1])))
@@ -39,7 +43,7 @@ def _matmul(call: Call) -> Track | None:
     return _product(call, [lefts, rights], [one.dims[-1], other.dims[-2]])
 
 
-def _product(call: Call, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> Track:
+def _product(call: GeometryCall, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> Found:
     """A sum of products: an axis lies where the first factor that keeps it has it."""
     rows = [channels(size) for size in call.shape]
     axes = {index: axis for part in reversed(parts) for index, axis in part.axes.items()}
@@ -55,15 +59,14 @@ def _product(call: Call, parts: Sequence[Track], contracted: Sequence[tuple[Atom
         axes |= {index: part.axes[index] for index in kept - seen}
         seen |= kept
     result = tracked(rows, axes, any(part.upsampled for part in parts))
-    if mixes and any(map(has_axis, result.dims)):
-        call.notes.mixing.append(call.node.name)
-    return result
+    return Found(result, mixes=mixes and any(map(has_axis, result.dims)))
 
 
-def _einsum(call: Call) -> Track | None:
-    equation = str(call.node.args[0]).replace(" ", "")
-    operands = call.node.args[1:]
-    operands = operands[0] if isinstance(operands[0], tuple | list) else operands
+@geometry(v.EINSUM)
+def einsum(call: GeometryCall) -> Found | None:
+    """A sum of products by letters."""
+    equation = str(call.source).replace(" ", "")
+    operands, _, _ = call.collected("operands")
     if "->" not in equation or "." in equation:
         return None
     left, right = equation.split("->")
@@ -77,20 +80,13 @@ def _einsum(call: Call) -> Track | None:
     return _product(call, parts, [row for letter, row in places.items() if letter not in right])
 
 
-def _attention(call: Call) -> Track:
-    call.notes.mixing.append(call.node.name)
-    return merged([call.input], call.shape) if call.input.dims else call.input
+@geometry(v.ATTENTION)
+def attention(call: GeometryCall) -> Found:
+    """Fused attention: the positions of the queries stay."""
+    return Found(merged([call.input], call.shape) if call.input.dims else call.input, mixes=True)
 
 
-def _self_attention(call: Call) -> tuple[Track, Track | None]:
-    call.notes.mixing.append(call.node.name)
-    return call.input, None
-
-
-MODULES: dict[type[nn.Module], Rule] = {nn.Linear: _linear, nn.MultiheadAttention: _self_attention}
-NAMES: dict[str, Rule] = {
-    **dict.fromkeys(["matmul", "bmm", "__matmul__"], _matmul),
-    "linear": _linear,
-    "einsum": _einsum,
-    "scaled_dot_product_attention": _attention,
-}
+@geometry(v.SELF_ATTENTION)
+def self_attention(call: GeometryCall) -> Found:
+    """``nn.MultiheadAttention``: (result, weights)."""
+    return Found((call.input, None), mixes=True)

@@ -11,13 +11,12 @@ Semantics
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from fractions import Fraction
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
-from torch.fx import Node
 
 from mbs_fx.geometry.axes import (
     Atom,
@@ -31,52 +30,62 @@ from mbs_fx.geometry.axes import (
     recut,
     tracked,
 )
-from mbs_fx.geometry.calls import Call, Rule, along, placed, without
+from mbs_fx.geometry.call import Found, GeometryCall, along, displacement, fitted, placed, shifted, without
 from mbs_fx.geometry.rules.windows import seen_through
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.register import geometry
 from mbs_fx.shapes.convolutions import per_axis
-from mbs_fx.shapes.shapes import TensorShape
 
 
-def _reshape(call: Call) -> Track:
+@geometry(v.VIEW, v.FLATTEN, v.UNFLATTEN, v.SQUEEZE, v.UNSQUEEZE, v.VIEW_AS)
+def reshape(call: GeometryCall) -> Found:
+    """The same pixels in another shape."""
     x = call.input
     result = recut(x, call.shape)
     if result is not None:
-        return result
-    if any(map(has_axis, x.dims)):
-        call.note("pixels cannot be followed through this change of shape; the map ends here")
-    return tracked(map(channels, call.shape), x.axes, x.upsampled)
+        return Found(result)
+    lost = any(map(has_axis, x.dims))
+    notes = ("pixels cannot be followed through this change of shape; the map ends here",) if lost else ()
+    return Found(tracked(map(channels, call.shape), x.axes, x.upsampled), notes)
 
 
-def _permute(call: Call) -> Track:
+@geometry(v.PERMUTE, v.TRANSPOSE, v.REVERSED, v.ADJOINT, v.MOVEDIM)
+def permute(call: GeometryCall) -> Track:
     """The order is read off a tensor whose sizes are all different."""
     x = call.input
     probe = torch.empty(tuple(range(2, len(x.dims) + 2)), device="meta")
-    rest = call.known(call.node.args[1:])
-    named = {name: call.known(value) for name, value in call.node.kwargs.items() if name != "input"}
+    rest = call.evaluated(call.node.args[1:])
+    named = {name: call.evaluated(value) for name, value in call.node.kwargs.items() if name != "input"}
     target: Any = call.node.target
     moved = getattr(probe, target)(*rest, **named) if isinstance(target, str) else target(probe, *rest, **named)
     return replace(x, dims=tuple(x.dims[size - 2] for size in moved.shape))
 
 
-def _attribute(call: Call) -> Any:
-    if call.raw(1) in ("T", "mT", "H", "mH"):
-        return _permute(call)
-    value, named = call.tracks.get(call.first), call.shapes[call.first.name]
-    item = getattr(named, call.raw(1), None)
+@geometry(v.GETATTR)
+def attribute(call: GeometryCall) -> Any:
+    """``x.T``, and the entries of a named tuple."""
+    name = call.argument("name")
+    if name in ("T", "mT", "H", "mH"):
+        return permute(call)
+    value, named = call.tracks.get(call.first), call.values[call.first.name]
+    item = getattr(named, name, None)
     if isinstance(value, tuple) and isinstance(named, tuple):
         return next((track for track, part in zip(value, named, strict=True) if part is item), None)
     return None
 
 
-def _getitem(call: Call) -> Any:
+@geometry(v.GETITEM)
+def getitem(call: GeometryCall) -> Any:
+    """An entry of several results, or a part of a tensor."""
     value = call.tracks.get(call.first)
-    index = call.known(call.raw(1))
+    index = call.value("index")
     if isinstance(value, tuple | list | dict):
         return value[index]
     return _indexed(call, call.input, index if isinstance(index, tuple) else (index,))
 
 
-def _indexed(call: Call, x: Track, index: tuple[Any, ...]) -> Track | None:
+def _indexed(call: GeometryCall, x: Track, index: tuple[Any, ...]) -> Track | None:
     """Slices, positions, new dimensions; None for indexing with tensors, which may do anything."""
     plain = all(i is None or i is Ellipsis or isinstance(i, slice | int) for i in index)
     if not plain or any(isinstance(i, bool) for i in index):
@@ -103,62 +112,88 @@ def _sliced(x: Track, dim: int, item: slice, size: int, axes: dict[int, Axis]) -
         return x.dims[dim] if prod(a.size for a in x.dims[dim]) == size else channels(size)
     axis = axes[index]
     start, _, step = item.indices(axis.size)
-    if step > 1 and axis.context is None:
-        axis = replace(axis.windowed(size, 1, step), offset=axis.offset + start % step * axis.stride)
+    if axis.context is None:
+        away = displacement(start, size, axis.size) if step == 1 else start % step
+        axis = replace(axis.windowed(size, 1, step), offset=axis.offset + away * axis.stride)
     axes[index] = axis.cropped(size)
     return (Atom(index, size),)
 
 
-def _cat(call: Call) -> Track | None:
-    parts = [t for t in call.sequence(call.raw(0, "tensors")) if len(t.dims) == len(call.shape)]
-    dim = int(call.known(call.raw(1, "dim", "axis")) or 0) % len(call.shape)
+@geometry(v.NARROW)
+def narrow(call: GeometryCall) -> Track:
+    """A slice given by its start and length."""
+    x, dim = call.input, int(call.value("dim")) % len(call.shape)
+    index, start, size = x.lone(dim), call.number("start"), call.shape_of(call.first)[dim]
+    if index is not None and isinstance(start, int):
+        x = shifted(x, {index: displacement(start % max(size, 1), call.shape[dim], size)})
+    return fitted(x, call.shape)
+
+
+@geometry(v.CAT)
+def cat(call: GeometryCall) -> Track | None:
+    """Parts side by side; along an axis of the map, the longest part says how far the whole is moved."""
+    parts = [t for t in call.sequence(call.source) if len(t.dims) == len(call.shape)]
+    dim = int(call.value("dim", 0)) % len(call.shape)
     size = call.shape[dim]
     indices = {part.lone(dim) for part in parts}
     index = indices.pop() if len(indices) == 1 else None
-    fitted: list[Track] = []
+    offset = None if index is None else _offset_of_the_longest([part.axes[index] for part in parts], size)
+    joined: list[Track] = []
     for part in parts:
-        axes = part.axes if index is None else {**part.axes, index: part.axes[index].cropped(size)}
-        row = channels(size) if index is None else (Atom(index, size),)
-        fitted.append(Track((*part.dims[:dim], row, *part.dims[dim + 1 :]), axes, part.upsampled))
-    return merged(fitted, call.shape) if fitted else None
+        axes, row = part.axes, channels(size)
+        if index is not None and offset is not None:
+            axes = {**axes, index: replace(part.axes[index].cropped(size), offset=offset)}
+            row = (Atom(index, size),)
+        joined.append(Track((*part.dims[:dim], row, *part.dims[dim + 1 :]), axes, part.upsampled))
+    return merged(joined, call.shape) if joined else None
 
 
-def _stack(call: Call) -> Track | None:
-    parts = call.sequence(call.raw(0, "tensors"))
+def _offset_of_the_longest(axes: list[Axis], size: int) -> int | Fraction:
+    starts = accumulate((axis.size for axis in axes), initial=0)
+    moved = [
+        (axis.size, axis.offset - displacement(start, axis.size, size) * axis.stride)
+        for axis, start in zip(axes, starts, strict=False)
+    ]
+    return max(moved, key=lambda each: each[0])[1]
+
+
+@geometry(v.STACK)
+def stack(call: GeometryCall) -> Track | None:
+    """A new dimension before others."""
+    parts = call.sequence(call.source)
     if not parts:
         return None
-    dim = int(call.known(call.raw(1, "dim")) or 0) % len(call.shape)
+    dim = int(call.value("dim", 0)) % len(call.shape)
     joined = merged(parts, call.shape[:dim] + call.shape[dim + 1 :])
     rows = (*joined.dims[:dim], channels(call.shape[dim]), *joined.dims[dim:])
     return tracked(rows, joined.axes, joined.upsampled)
 
 
-def _unbind(call: Call) -> tuple[Track, ...]:
-    dim = int(call.known(call.raw(1, "dim")) or 0) % len(call.input.dims)
-    return (without(call.input, [dim], keep=False),) * len(call.shapes[call.node.name])
+@geometry(v.UNBIND, v.SELECT)
+def select(call: GeometryCall) -> Track:
+    """One position, or each, along a dimension that goes."""
+    return without(call.input, [int(call.value("dim", 0)) % len(call.input.dims)], keep=False)
 
 
-def _select(call: Call) -> Track:
-    return without(call.input, [int(call.known(call.raw(1, "dim"))) % len(call.input.dims)], keep=False)
-
-
-def _reduce(call: Call, at: int = 1) -> Any:
+@geometry(v.REDUCTION, v.EXTREMUM, v.NORM, v.ARGUMENT, v.QUANTILE)
+def reduction(call: GeometryCall) -> Track | None:
     """A mean, a maximum, a norm: over dimensions, or over all of them."""
-    x, value = call.input, call.shapes[call.node.name]
+    x, value = call.input, call.returned
     shape = value.shape if isinstance(value, TensorShape) else value[0].shape
-    given = call.known(call.raw(at, "dim", "axis"))
-    if isinstance(given, Node):
+    given = call.value("dim")
+    if isinstance(given, TensorShape):
         return None  # torch.max(x, y) is elementwise
-    if isinstance(given, bool) or given is None:
+    if isinstance(given, bool) or given is None or given == ():
         given = tuple(range(len(x.dims)))
     dims = [dim % len(x.dims) for dim in (given if isinstance(given, tuple) else (given,))]
     for dim in dims:
         x = mixed_in(x, dim)
-    result = without(x, dims, keep=len(shape) == len(x.dims))
-    return result if isinstance(value, TensorShape) else (result,) * len(value)
+    return without(x, dims, keep=len(shape) == len(x.dims))
 
 
-def _expand(call: Call) -> Track | None:
+@geometry(v.EXPAND)
+def expand(call: GeometryCall) -> Track | None:
+    """Context is broadcast back to where its pixels were."""
     x, sizes = call.input, call.shape_of(call.first)
     if len(x.dims) != len(call.shape):
         return None
@@ -169,43 +204,64 @@ def _expand(call: Call) -> Track | None:
     return changed(x, new, {dim: call.shape[dim] for dim in grown if dim not in new})
 
 
-def _roll(call: Call) -> Track:
+@geometry(v.ROLL)
+def roll(call: GeometryCall) -> Track:
+    """The map moved."""
     x = call.input
-    shifts, dims = (call.known(call.raw(at, name)) for at, name in ((1, "shifts"), (2, "dims")))
-    pairs = zip(*(v if isinstance(v, tuple) else (v,) for v in (shifts, dims)), strict=False)
-    axes = dict(x.axes)
+    shifts, dims = call.value("shifts"), call.value("dims")
+    pairs = zip(*(each if isinstance(each, tuple) else (each,) for each in (shifts, dims)), strict=False)
+    moved: dict[int, int] = {}
     for shift, dim in pairs:
         index = x.lone(dim % len(x.dims)) if dim is not None else None
         if index is not None:
-            axes[index] = replace(axes[index], offset=axes[index].offset - shift * axes[index].stride)
-    return replace(x, axes=axes)
+            moved[index] = moved.get(index, 0) - shift
+    return shifted(x, moved)
 
 
-def _unfold(call: Call) -> Track | None:
-    """F.unfold: windows as channels, their places as tokens.  Tensor.unfold: windows in a last dimension."""
+@geometry(v.WINDOWS)
+def windows(call: GeometryCall) -> Track | None:
+    """``Tensor.unfold``: windows in a last dimension."""
     x = call.input
-    if call.node.op == "call_method":
-        dim, kernel, stride = (int(call.known(call.raw(at, name))) for at, name in _UNFOLD)
-        index = x.lone(dim % len(x.dims))
-        if index is None:
-            return None
-        slid = changed(x, {dim % len(x.dims): x.axes[index].windowed(call.shape[dim], kernel, stride)})
-        return tracked((*slid.dims, channels(kernel)), slid.axes, slid.upsampled)
-    kernel, dilation, pad, stride = (per_axis(call.option(at, name, default), 2) for at, name, default in _IM2COL)
+    dim, kernel, stride = (int(call.value(name)) for name in ("dimension", "size", "step"))
+    index = x.lone(dim % len(x.dims))
+    if index is None:
+        return None
+    slid = changed(x, {dim % len(x.dims): x.axes[index].windowed(call.shape[dim], kernel, stride)})
+    return tracked((*slid.dims, channels(kernel)), slid.axes, slid.upsampled)
+
+
+def _settings(call: GeometryCall) -> list[tuple[int, ...]]:
+    """Kernel, dilation, padding and stride of unfolding and folding."""
+    defaults = {"kernel_size": 1, "dilation": 1, "padding": 0, "stride": 1}
+    return [per_axis(call.value(name, default), 2) for name, default in defaults.items()]
+
+
+@geometry(v.UNFOLD)
+def unfold(call: GeometryCall) -> Found | None:
+    """``F.unfold``: windows as channels, their places as tokens."""
+    x = call.input
+    kernel, dilation, pad, stride = _settings(call)
     sizes = [
         (n + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i, n in enumerate(call.shape_of(call.first)[-2:])
     ]
-    inner = replace(call, shape=(*call.shape[:-1], *sizes))
-    slid = along(inner, x, 2, lambda i, a, n: a.windowed(n, kernel[i], stride[i], dilation[i]), len(x.dims) - 3)
-    return recut(slid, call.shape)
-
-
-def _fold(call: Call) -> Track | None:
-    """Windows back in their places: a pixel sees the windows that it lies in."""
-    output, kernel, dilation, pad, stride = (
-        per_axis(call.option(at, name, default), 2) for at, name, default in _COL2IM
+    slid = along(
+        call,
+        x,
+        2,
+        lambda i, a, n: a.windowed(n, kernel[i], stride[i], dilation[i]),
+        len(x.dims) - 3,
+        (*call.shape[:-1], *sizes),
     )
+    result = recut(slid.track, call.shape)
+    return None if result is None else replace(slid, track=result)
+
+
+@geometry(v.FOLD)
+def fold(call: GeometryCall) -> Track | None:
+    """Windows back in their places: a pixel sees the windows that it lies in."""
+    output = per_axis(call.value("output_size"), 2)
+    kernel, dilation, pad, stride = _settings(call)
     sizes = [(n + 2 * pad[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i, n in enumerate(output)]
     shape = (*call.shape_of(call.first)[:-1], *sizes)
     x = recut(call.input, shape)
@@ -219,32 +275,14 @@ def _fold(call: Call) -> Track | None:
     return changed(x, new, {dim: n for dim, n in enumerate(call.shape) if dim and dim not in new})
 
 
-_COL2IM = ((1, "output_size", 1), (2, "kernel_size", 1), (3, "dilation", 1), (4, "padding", 0), (5, "stride", 1))
-_UNFOLD = ((1, "dimension"), (2, "size"), (3, "step"))
-_IM2COL = ((1, "kernel_size", 1), (2, "dilation", 1), (3, "padding", 0), (4, "stride", 1))
+KEEPING = (
+    *(v.BATCH_NORM, v.INSTANCE_NORM, v.LAYER_NORM, v.GROUP_NORM, v.LOCAL_NORM, v.NORMALIZE),
+    *(v.SOFTMAX, v.SOFTMAX2D, v.GUMBEL_SOFTMAX, v.PRELU, v.GLU, v.TYPE_AS, v.SCAN, v.FLIP, v.CHANNEL_SHUFFLE),
+    *(v.INDEX_SELECT, v.REPEAT, v.REPEAT_INTERLEAVE, v.GRID_SAMPLE, v.RESTRIDED, v.MESHGRID),
+    *(v.FACTORY, v.FULL, v.NEW_FACTORY),
+)
 
-MODULES: dict[type[nn.Module], Rule] = {
-    nn.Flatten: _reshape,
-    nn.Unflatten: _reshape,
-    nn.Unfold: _unfold,
-    nn.Fold: _fold,
-}
-NAMES: dict[str, Rule] = {
-    **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel"], _reshape),
-    **dict.fromkeys(["reshape_as", "view_as", "squeeze_", "unsqueeze_"], _reshape),
-    **dict.fromkeys(["permute", "transpose", "transpose_", "t", "t_", "adjoint"], _permute),
-    **dict.fromkeys(["movedim", "moveaxis", "swapaxes", "swapdims"], _permute),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "std", "var", "max", "min", "median", "prod"], _reduce),
-    **dict.fromkeys(["logsumexp", "argmax", "argmin", "any", "all", "std_mean", "var_mean"], _reduce),
-    **dict.fromkeys(["norm", "vector_norm", "quantile"], partial(_reduce, at=2)),
-    **dict.fromkeys(["cat", "concat", "concatenate"], _cat),
-    **dict.fromkeys(["expand", "expand_as", "broadcast_to"], _expand),
-    "getitem": _getitem,
-    "getattr": _attribute,
-    "stack": _stack,
-    "unbind": _unbind,
-    "select": _select,
-    "roll": _roll,
-    "unfold": _unfold,
-    "fold": _fold,
-}
+
+@geometry(*KEEPING)
+def kept(call: GeometryCall) -> None:
+    """The map of the largest input, as for every elementwise operation; a note says where sizes change."""

@@ -6,29 +6,34 @@ Semantics
   whose kernel covers the map, if it has three pixels or more or was computed from the map's size.
 - A transposed convolution: stride /= its stride; the field grows by the input pixels that one output
   pixel sees.
+- Padding on one side moves the map by half of it: `F.pad(x, (2, 0, 0, 0))[..., :-2]` is the map two pixels further.
 - Interpolation: the stride follows the sizes; the field grows by one pixel of the input (linear), three
   (cubic) or none (nearest).  Pixel shuffle: stride /= r.  Pixel unshuffle: a window of r, r apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from math import ceil
 from typing import Any
 
-from torch import nn
 from torch.fx import Node
 
 from mbs_fx.geometry.axes import Axis, Track, mixed_in, scaled
-from mbs_fx.geometry.calls import Call, Rule, along, fitted
+from mbs_fx.geometry.call import Found, GeometryCall, along, fitted, shifted
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.register import geometry
 from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
 
+WINDOWS = frozenset((*v.CONVOLUTIONS, *v.MAX_POOL, *v.AVG_POOL, *v.LP_POOL, *v.ADAPTIVE_POOL, *v.FRACTIONAL_POOL))
+"""Operations that extend receptive fields or change strides by themselves."""
 
-def _convolution(call: Call) -> Track | None:
-    spec = of_module(call.module) if call.module is not None else any_conv(call.gm, call.node, call.shapes)
+
+@geometry(*v.CONVOLUTIONS)
+def convolution(call: GeometryCall) -> Found | None:
+    """A window, or its transpose."""
+    spec = of_module(call.module) if call.module is not None else any_conv(call.gm, call.node, call.values)
     if spec is None:
         return None
     channel = len(call.shape) - spec.dims - 1
@@ -53,12 +58,15 @@ def seen_through(axis: Axis, size: int, kernel: int, stride: int, dilation: int)
     return replace(axis, size=size, stride=finer, field=axis.field + reach * axis.stride)
 
 
-def _pool(dims: int, call: Call, at: int = 1, average: bool = False) -> Any:
-    kernel = per_axis(call.option(at, "kernel_size"), dims)
-    stride = per_axis(call.option(at + 1, "stride") or kernel, dims)
-    pad = per_axis(call.option(at + 2, "padding", 0), dims)
-    dilation = per_axis(1 if average else call.option(at + 3, "dilation", 1), dims)
-    computed = call.module is None and _computed(call.raw(at, "kernel_size"))
+@geometry(*v.MAX_POOL, *v.AVG_POOL, *v.LP_POOL)
+def pool(call: GeometryCall) -> Found:
+    """A window for each channel; an average over the whole map makes context."""
+    dims, average = _dims(call), call.operation not in v.MAX_POOL
+    kernel = per_axis(call.value("kernel_size"), dims)
+    stride = per_axis(call.value("stride") or kernel, dims)
+    pad = per_axis(0 if call.operation in v.LP_POOL else call.value("padding", 0), dims)
+    dilation = per_axis(1 if average else call.value("dilation", 1), dims)
+    computed = call.module is None and _computed(call.argument("kernel_size"))
 
     def step(i: int, axis: Axis, size: int) -> Axis:
         covers = size == 1 < axis.size <= kernel[i] and not pad[i]
@@ -66,21 +74,21 @@ def _pool(dims: int, call: Call, at: int = 1, average: bool = False) -> Any:
             return axis.pooled()
         return axis.windowed(size, kernel[i], stride[i], dilation[i])
 
-    return _each(call, along(call, call.input, dims, step))
+    return along(call, call.input, dims, step)
+
+
+def _dims(call: GeometryCall) -> int:
+    return (call.operation.dims if call.operation is not None else None) or 2
 
 
 def _computed(value: Any) -> bool:
     return isinstance(value, Node) or (isinstance(value, tuple | list) and any(map(_computed, value)))
 
 
-def _each(call: Call, track: Track) -> Any:
-    """The track once for every result: pools may return indices as well."""
-    value = call.shapes[call.node.name]
-    return (track,) * len(value) if isinstance(value, tuple) else track
-
-
-def _adaptive_pool(dims: int, call: Call) -> Any:
-    return _each(call, along(call, call.input, dims, _adapted))
+@geometry(*v.ADAPTIVE_POOL)
+def adaptive_pool(call: GeometryCall) -> Found:
+    """Windows as large as the sizes ask for."""
+    return along(call, call.input, _dims(call), _adapted)
 
 
 def _adapted(_: int, axis: Axis, size: int) -> Axis:
@@ -93,24 +101,28 @@ def _adapted(_: int, axis: Axis, size: int) -> Axis:
     return axis.windowed(size, window, Fraction(axis.size, size))
 
 
-def _fractional_pool(dims: int, call: Call) -> Any:
-    kernel = per_axis(call.option(1, "kernel_size"), dims)
-    return _each(
-        call,
-        along(call, call.input, dims, lambda i, a, n: a.windowed(n, kernel[i], Fraction(a.size, n))),
-    )
+@geometry(*v.FRACTIONAL_POOL)
+def fractional_pool(call: GeometryCall) -> Found:
+    """Windows of one size in varying steps, which follow the ratio of sizes."""
+    dims = _dims(call)
+    kernel = per_axis(call.value("kernel_size"), dims)
+    return along(call, call.input, dims, lambda i, a, n: a.windowed(n, kernel[i], Fraction(a.size, n)))
 
 
-def _unpool(dims: int, call: Call) -> Track:
-    return along(call, call.input, dims, lambda _, axis, size: axis.resized(size))
+@geometry(*v.UNPOOL)
+def unpool(call: GeometryCall) -> Found:
+    """The map at its size before the pooling."""
+    return along(call, call.input, _dims(call), lambda _, axis, size: axis.resized(size))
 
 
 _REACH = {"linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 3}
 
 
-def _interpolate(call: Call) -> Track:
-    mode = call.option(3, "mode", "nearest")
-    antialias = call.module is None and bool(call.option(6, "antialias", False))
+@geometry(v.INTERPOLATE)
+def interpolate(call: GeometryCall) -> Found:
+    """The stride follows the sizes; the field grows by the pixels that a new one is made of."""
+    mode = call.value("mode", "nearest")
+    antialias = call.module is None and bool(call.value("antialias", False))
 
     def step(_: int, axis: Axis, size: int) -> Axis:
         if axis.context is not None or size == axis.size:
@@ -124,58 +136,34 @@ def _interpolate(call: Call) -> Track:
     return along(call, call.input, len(call.shape) - 2, _adapted if mode == "area" else step)
 
 
-def _pixel_shuffle(call: Call) -> Track:
+@geometry(v.PIXEL_SHUFFLE)
+def pixel_shuffle(call: GeometryCall) -> Found:
+    """Channels become finer pixels."""
     return along(call, call.input, 2, lambda _, axis, size: axis.resized(size), len(call.shape) - 3)
 
 
-def _pixel_unshuffle(call: Call) -> Track:
-    factor = call.option(1, "downscale_factor")
+@geometry(v.PIXEL_UNSHUFFLE)
+def pixel_unshuffle(call: GeometryCall) -> Found:
+    """Blocks of pixels become channels."""
+    factor = call.value("downscale_factor")
     return along(call, call.input, 2, lambda _, a, n: a.windowed(n, factor, factor), len(call.shape) - 3)
 
 
-def _sizes(call: Call) -> Any:
-    """Padding, cropping, splitting: pixels stay where they are."""
-    value = call.shapes[call.node.name]
-    if isinstance(value, tuple | list):
-        return tuple(fitted(call.input, item.shape) for item in value)
-    return fitted(call.input, call.shape)
+@geometry(v.PAD, *v.PADDING)
+def pad(call: GeometryCall) -> Track:
+    """Pixels stay where they are; one-sided padding moves the map against those that were not padded."""
+    x, amounts = call.input, call.value("padding")
+    moved: dict[int, Fraction] = {}
+    if isinstance(amounts, tuple) and all(isinstance(each, int) for each in amounts):
+        for right, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=False), 1):
+            index = x.lone(len(x.dims) - right)
+            if index is not None and before != after:
+                moved[index] = Fraction(after - before, 2)
+    return fitted(shifted(x, moved), call.shape)
 
 
-MODULES: dict[type[nn.Module], Rule] = {
-    nn.Upsample: _interpolate,
-    nn.PixelShuffle: _pixel_shuffle,
-    nn.PixelUnshuffle: _pixel_unshuffle,
-}
-NAMES: dict[str, Rule] = {
-    "interpolate": _interpolate,
-    "upsample": _interpolate,
-    "pixel_shuffle": _pixel_shuffle,
-    "pixel_unshuffle": _pixel_unshuffle,
-    **dict.fromkeys(["pad", "narrow", "narrow_copy"], _sizes),
-    **dict.fromkeys(["chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk"], _sizes),
-}
-
-
-def _in_each_dimension(pattern: str, rule: Callable[[int, Call], Any]) -> None:
-    """Registers a rule for the modules and functions of 1, 2 and 3 dimensions."""
-    for dims in (1, 2, 3):
-        name = pattern.format(dims)
-        module = getattr(nn, "".join(map(str.capitalize, name.split("_"))).replace("Lp", "LP"), None)
-        if module is not None:
-            MODULES[module] = partial(rule, dims)
-        NAMES[name] = partial(rule, dims)
-
-
-_in_each_dimension("conv{}d", lambda _, call: _convolution(call))
-_in_each_dimension("conv_transpose{}d", lambda _, call: _convolution(call))
-for _kind in ("constant", "reflection", "replication", "circular"):
-    _in_each_dimension(_kind + "_pad{}d", lambda _, call: _sizes(call))
-_in_each_dimension("max_pool{}d", _pool)
-_in_each_dimension("max_pool{}d_with_indices", _pool)
-_in_each_dimension("avg_pool{}d", partial(_pool, average=True))
-_in_each_dimension("lp_pool{}d", partial(_pool, at=2, average=True))
-_in_each_dimension("adaptive_avg_pool{}d", _adaptive_pool)
-_in_each_dimension("adaptive_max_pool{}d", _adaptive_pool)
-_in_each_dimension("adaptive_max_pool{}d_with_indices", _adaptive_pool)
-_in_each_dimension("fractional_max_pool{}d", _fractional_pool)
-_in_each_dimension("max_unpool{}d", _unpool)
+@geometry(v.CHUNK, v.SPLIT, v.TENSOR_SPLIT)
+def split(call: GeometryCall) -> Any:
+    """Parts of the map, pixel for pixel."""
+    value: Any = call.returned
+    return tuple(fitted(call.input, part.shape) for part in value)

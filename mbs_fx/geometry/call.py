@@ -1,78 +1,27 @@
-"""What a rule of `mbs_fx.geometry.rules.windows` sees of a node, and the helpers that rules share."""
+"""What a rule of the geometry pass sees of a node, what it returns, and the helpers that rules share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, has_axis, tracked
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, has_axis, tracked, whole
+from mbs_fx.operations.call import Call, TensorShape
 
 FRESH = 16
 """Axes that are not the input's, such as time in (batch, time, features), are numbered from here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What a person should know about the result; nodes that mix all positions make one note together."""
+@dataclass(frozen=True, slots=True, eq=False)
+class GeometryCall(Call):
+    """A call with the tracks of everything before it, by node."""
 
-    lines: list[str] = field(default_factory=list)
-    mixing: list[str] = field(default_factory=list)
-
-    def all(self) -> tuple[str, ...]:
-        """The notes, for a result."""
-        if not self.mixing:
-            return tuple(self.lines)
-        count = f"{len(self.mixing)} nodes mix" if len(self.mixing) > 1 else "1 node mixes"
-        line = f"{count} all positions (attention or token mixing), the first is {self.mixing[0]}: "
-        return (*self.lines, line + "taken as global context, which does not extend receptive fields")
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A node with the tracks of its operands and the shapes of everything."""
-
-    gm: GraphModule
-    node: Node
-    module: nn.Module | None
-    shape: tuple[int, ...]
-    shapes: Mapping[str, Any]
     tracks: Mapping[Node, Any]
-    notes: Notes
-
-    def note(self, text: str) -> None:
-        """Tell the person about this node."""
-        name = getattr(self.node.target, "__name__", self.node.target)
-        kind = f" ({type(self.module).__name__})" if self.module is not None else ""
-        self.notes.lines.append(f"node {self.node.name}, {self.node.op} {name}{kind}: {text}")
-
-    def raw(self, position: int, *names: str) -> Any:
-        """An argument of a function or method as it stands in the graph."""
-        if len(self.node.args) > position:
-            return self.node.args[position]
-        return next((self.node.kwargs[name] for name in names if name in self.node.kwargs), None)
-
-    def option(self, position: int, name: str, default: Any = None) -> Any:
-        """A setting: an attribute of the module, or an argument of the function."""
-        module = self.module
-        value = self.known(self.raw(position, name)) if module is None else getattr(module, name, None)
-        return default if value is None else value
-
-    def known(self, value: Any) -> Any:
-        """``value`` with the numbers that the graph computes filled in; tensors stay nodes."""
-        if isinstance(value, Node):
-            found = self.shapes[value.name]
-            return value if isinstance(found, TensorShape) else found
-        if isinstance(value, tuple | list):
-            return tuple(map(self.known, value))
-        if isinstance(value, slice):
-            return slice(self.known(value.start), self.known(value.stop), self.known(value.step))
-        return value
 
     def operands(self) -> list[Track]:
         """The tracks of all tensors that go in."""
@@ -90,15 +39,10 @@ class Call:
             return [track for track in tracks if track] if isinstance(tracks, tuple) else []
         return [self.operand(item) for item in value]
 
-    def shape_of(self, value: Any) -> tuple[int, ...]:
-        """The shape of one tensor that goes in; of a number, the empty one."""
-        found = self.shapes[value.name] if isinstance(value, Node) else value
-        return found.shape if isinstance(found, TensorShape) else ()
-
     @property
     def first(self) -> Node:
         """The node that is read first."""
-        given = self.raw(0, "input", "x")
+        given = self.source
         return given if isinstance(given, Node) else self.node.all_input_nodes[0]
 
     @property
@@ -107,34 +51,73 @@ class Call:
         return self.operand(self.first)
 
 
-Rule = Callable[[Call], Any]
-"""From a call to the track of its result, or a tuple of tracks; None where the rule does not apply."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a rule found out.
+
+    ``track`` is that of the result, or of each of several results; a single track stands for all of them, and None for
+    what the pass assumes of an unknown operation.  ``notes`` are for the person, about this node.  ``mixes`` holds
+    where each position of the result depends on all positions.
+    """
+
+    track: Any
+    notes: tuple[str, ...] = ()
+    mixes: bool = False
+
+
+class GeometryRule(Protocol):
+    """Where the map of a result lies.
+
+    A rule gets a `GeometryCall`, whose ``input`` is the `mbs_fx.geometry.axes.Track` of what is read first, and
+    returns the track of the result (a tuple of them for several results), or `Found` where there is more to say.
+    It returns None where the result has the map of its largest input.  It changes nothing.
+    """
+
+    def __call__(self, call: Any, /) -> Any: ...
+
 
 Step = Callable[[int, Axis, int], Axis]
 """What happens to an axis: (index among the axes of the operation, the axis, its size after) to the axis."""
 
 
-def along(call: Call, x: Track, count: int, step: Step, channel: int | None = None) -> Track:
-    """The last ``count`` dimensions changed by ``step``, and channels made anew in dimension ``channel``."""
+def along(
+    call: GeometryCall,
+    x: Track,
+    count: int,
+    step: Step,
+    channel: int | None = None,
+    resulting: tuple[int, ...] | None = None,
+) -> Found:
+    """The last ``count`` dimensions changed by ``step``, and channels made anew in dimension ``channel``.
+
+    ``resulting`` is the shape afterwards, where that is not the shape of the node's result.
+    """
     dims = range(len(x.dims) - count, len(x.dims))
-    sizes = call.shape_of(call.first)
-    still = {dim for i, dim in enumerate(dims) if step(i, Axis(sizes[dim]), call.shape[dim]) == Axis(sizes[dim])}
+    sizes, shape = call.shape_of(call.first), resulting or _tensor_shape(call)
+    still = {dim for i, dim in enumerate(dims) if step(i, Axis(sizes[dim]), shape[dim]) == Axis(sizes[dim])}
     x = placed(x, sizes, [dim for dim in dims if dim not in still or not x.dims[dim]])
     new: dict[int, Axis] = {}
-    rest = {} if channel is None else {channel: call.shape[channel]}
+    rest = {} if channel is None else {channel: shape[channel]}
+    notes: tuple[str, ...] = ()
     for i, dim in enumerate(dims):
         index = x.lone(dim)
         if index is not None:
-            new[dim] = step(i, x.axes[index], call.shape[dim])
+            new[dim] = step(i, x.axes[index], shape[dim])
         elif dim in still:
             continue
-        elif part := _stepped_part(x, dim, call.shape[dim], lambda axis, n, i=i: step(i, axis, n)):
+        elif part := _stepped_part(x, dim, shape[dim], lambda axis, n, i=i: step(i, axis, n)):
             x = part
         else:
             if has_axis(x.dims[dim]):
-                call.note("it slides over a dimension that is no axis of the map; the map ends here")
-            rest[dim] = call.shape[dim]
-    return changed(x, new, rest)
+                notes = ("it slides over a dimension that is no axis of the map; the map ends here",)
+            rest[dim] = shape[dim]
+    return Found(changed(x, new, rest), notes)
+
+
+def _tensor_shape(call: GeometryCall) -> tuple[int, ...]:
+    """The shape of a result, of the first where there are several."""
+    value = call.returned
+    return value.shape if isinstance(value, TensorShape) else value[0].shape
 
 
 def placed(x: Track, shape: tuple[int, ...], dims: Iterable[int]) -> Track:
@@ -180,6 +163,17 @@ def fitted(x: Track, shape: tuple[int, ...]) -> Track:
         elif prod(atom.size for atom in x.dims[dim]) != size:
             rest[dim] = size
     return changed(x, new, rest) if new or rest else x
+
+
+def shifted(x: Track, pixels: Mapping[int, int | Fraction]) -> Track:
+    """The map moved along some of its axes, by pixels of its own."""
+    moved = {i: replace(a, offset=whole(a.offset + n * a.stride)) for i, n in pixels.items() if (a := x.axes[i])}
+    return replace(x, axes={**x.axes, **moved}) if moved else x
+
+
+def displacement(start: int, length: int, size: int) -> int | Fraction:
+    """How far the centre of ``length`` pixels from ``start`` on lies from the centre of all ``size`` pixels."""
+    return whole(Fraction(2 * start + length - size, 2))
 
 
 def without(x: Track, dims: Iterable[int], keep: bool) -> Track:
