@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.channels.rules import register as register_rule
 from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
+from mbs_fx.operations.register import register_operation
 from mbs_fx.planning.plan import plan
 from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.reducing import reduce
@@ -44,7 +44,7 @@ __all__ = [
     "plan",
     "plot",
     "reduce",
-    "register_rule",
+    "register_operation",
     "retrain",
     "rewrite",
     "save",

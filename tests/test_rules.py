@@ -237,16 +237,16 @@ class Doubled(Net):
         return doubled(x)
 
 
-def other_rank(flow, node):
+def other_rank(call):
     return along(np.arange(1, 17), 1, 3)
 
 
-def other_size(flow, node):
-    return flow.of(node.args[0])
+def other_size(call):
+    return call.input
 
 
-def twice_on_an_axis(flow, node):
-    return along(flow.ties.new(32), 1, 4) * 2
+def twice_on_an_axis(call):
+    return along(call.ties.new(32), 1, 4) * 2
 
 
 @pytest.mark.parametrize(
@@ -255,22 +255,22 @@ def twice_on_an_axis(flow, node):
         (other_rank, r"shape \(1, 16, 1\)"),
         (other_size, r"shape \(1, 16, 1, 1\) for a tensor of shape \(2, 32, 8, 8\)"),
         (twice_on_an_axis, "two sets of labels along axis 1"),
-        (lambda flow, node: None, "nothing for a tensor"),
-        (lambda flow, node: [flow.of(node.args[0])], "a list of 1 for a tensor"),
-        (lambda flow, node: ("x",), "a str in place of an array"),
+        (lambda call: None, "nothing for a tensor"),
+        (lambda call: [call.input], "a list of 1 for a tensor"),
+        (lambda call: ("x",), "a str in place of an array"),
     ],
     ids=["rank", "size", "twice", "nothing", "list", "text"],
 )
 def test_a_wrong_rule_is_named(rule, wrong):
     gm = torch.fx.symbolic_trace(Doubled().eval())
-    mbs_fx.register_rule(doubled)(rule)
-    with pytest.raises(MBSError, match=rf"%doubled \(doubled\): the rule .*{rule.__name__}.* returns .*{wrong}"):
+    message = rf"%doubled \(doubled\): the rule .*{rule.__name__}.* returns .*{wrong}"
+    with mbs_fx.register_operation(doubled, channels=rule), pytest.raises(MBSError, match=message):
         mbs_fx.analyze(gm, SHAPE)
 
 
 def test_a_rule_that_forgets_the_channels_freezes_them():
-    mbs_fx.register_rule(doubled)(lambda flow, node: FROZEN)
-    kept = mbs_fx.analyze(torch.fx.symbolic_trace(Doubled().eval()), SHAPE).kept
+    with mbs_fx.register_operation(doubled, channels=lambda call: FROZEN):
+        kept = mbs_fx.analyze(torch.fx.symbolic_trace(Doubled().eval()), SHAPE).kept
     assert "its rule says nothing about the channels that enter" in kept["stem.0"]
 
 
@@ -284,11 +284,11 @@ def test_what_counts_channels_unseen_is_refused_with_advice_that_works():
         def middle(self, x):
             return counted(x)
 
-    mbs_fx.register_rule(counted)(lambda flow, node: flow.of(node.args[0]))
     gm = torch.fx.symbolic_trace(Counted().eval())
-    analysis = mbs_fx.analyze(gm, SHAPE)
-    with pytest.raises(MBSError, match=r"node counted, call_function counted.*keep= of mbs_fx\.plan") as caught:
-        mbs_fx.rewrite(gm, mbs_fx.plan(analysis, widths={"stem.0": 15}))
-    assert "Give an input" not in str(caught.value)
-    kept = mbs_fx.plan(analysis, betas={"tail": 0.5}, keep="stem.0")
-    assert mbs_fx.rewrite(gm, kept).tail.out_channels == 12
+    with mbs_fx.register_operation(counted, channels=lambda call: call.input):
+        analysis = mbs_fx.analyze(gm, SHAPE)
+        with pytest.raises(MBSError, match=r"node counted, call_function counted.*keep= of mbs_fx\.plan") as caught:
+            mbs_fx.rewrite(gm, mbs_fx.plan(analysis, widths={"stem.0": 15}))
+        assert "Give an input" not in str(caught.value)
+        kept = mbs_fx.plan(analysis, betas={"tail": 0.5}, keep="stem.0")
+        assert mbs_fx.rewrite(gm, kept).tail.out_channels == 12

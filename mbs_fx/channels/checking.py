@@ -11,23 +11,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch.fx import Node
 
-from mbs_fx.channels.flow import Flow, Rule
+from mbs_fx.channels.call import ChannelCall, ChannelRule
 from mbs_fx.channels.labels import FROZEN, varying
 from mbs_fx.errors import MBSError
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.operations.call import TensorShape
 
 
-def check_result(flow: Flow, node: Node, rule: Rule, result: Any) -> None:
+def check_result(call: ChannelCall, rule: ChannelRule, labels: Any) -> None:
     """Raise where the labels that a rule returns cannot be those of what the node returns."""
-    wrong = _misfit(result, flow.shapes[node.name])
+    wrong = _misfit(labels, call.returned)
     if wrong:
-        name = f"{getattr(rule, '__module__', '')}.{getattr(rule, '__qualname__', repr(rule))}"
         raise MBSError(
-            f"{flow.where(node)}: the rule {name} returns {wrong}. A rule returns the labels of the output as "
-            "docs/rules.md says, or what flow.freeze(node, why) returns"
+            f"{call.where}: the rule {rule_name(rule)} returns {wrong}. A rule returns the labels of the output as "
+            "docs/rules.md says, or what call.freeze(why) returns"
         )
+
+
+def rule_name(rule: ChannelRule) -> str:
+    """How messages name a rule."""
+    return f"{getattr(rule, '__module__', '')}.{getattr(rule, '__qualname__', repr(rule))}"
 
 
 def _misfit(result: Any, value: Any) -> str:

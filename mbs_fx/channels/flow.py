@@ -1,15 +1,15 @@
-"""What a rule of the label pass may ask and record.
+"""The labels of a whole graph: what the label pass leaves to macroblocks and to the rewrite.
 
 Semantics
 - Parameters and buffers hold labels like any tensor, so they are sliced by the same labels.
 - To *freeze* a node is to keep every label that enters it; what leaves it is `FROZEN`.
-- Constants in the graph that count channels are remembered as `Edit`s and rewritten by counting what is kept.
+- Only the label pass writes here (`mbs_fx.channels.label_pass`); rules return what they found out.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,75 +18,10 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.labels import FROZEN, Factor, Labels, along, shrinking_axis
+from mbs_fx.channels.labels import FROZEN, Factor, Labels, along
+from mbs_fx.channels.records import ConvFlow, Edit, LabelResult, Layer
 from mbs_fx.channels.ties import Ties
-from mbs_fx.shapes.shapes import TensorShape
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Count:
-    """A constant that counts channels: what is kept of a factor along its shrinking axis, plus ``offset``."""
-
-    factor: Factor
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Positions:
-    """A constant index into a channel axis: what it takes of the labels of that axis."""
-
-    index: Factor
-    source: Factor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Unless:
-    """A constant that an argument becomes where a single channel is left of one of the factors."""
-
-    factors: Labels
-    constant: Any
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Edit:
-    """Replace ``getattr(node, where[0])[where[1]]...`` by ``template``, every `Count` in it evaluated.
-
-    ``("value", i)`` is entry i of the constant that a node returns (`constant_path`), ``("value",)`` the whole of it.
-    """
-
-    node: str
-    where: tuple[str | int, ...]
-    template: Any
-
-
-@dataclass(slots=True)
-class Layer:
-    """What a module's attributes count, and the labels of its parameters and buffers along each axis."""
-
-    attributes: dict[str, Any]
-    tensors: dict[str, tuple[Factor | None, ...]]
-    out: Factor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ConvFlow:
-    """Labels of the output channels and input channels of one application of a convolution or linear layer."""
-
-    out: Factor
-    inp: Factor
-    groups: int
-    path: str
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether every input channel has filters of its own, so that the outputs are the inputs' channels."""
-        return 1 < self.groups == len(self.inp)
-
-
-Rule = Callable[["Flow", Node], Any]
-
-_FIRST = ("input", "tensors", "x", "self", "tensor")
-"""Names of the first argument in torch."""
+from mbs_fx.operations.call import TensorShape, where
 
 
 @dataclass
@@ -117,70 +52,15 @@ class Flow:
         assert held is not None
         return held
 
-    # What a rule asks about its node.
-
-    def arg(self, node: Node, index: int, name: str, default: Any = None) -> Any:
-        """An argument by position or by name, as it stands in the graph."""
-        return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-    def source(self, node: Node) -> Any:
-        """What an operation works on: its first argument, given by position or by name."""
-        if node.args:
-            return node.args[0]
-        named = (node.kwargs[name] for name in _FIRST if name in node.kwargs)
-        return next(named, next(iter(node.all_input_nodes), None))
-
-    def place(self, node: Node, index: int, name: str) -> tuple[str | int, ...]:
-        """Where an argument stands, for `edit`."""
-        return ("args", index) if len(node.args) > index else ("kwargs", name)
-
-    def value(self, arg: Any) -> Any:
-        """An argument with nodes replaced by what they evaluate to: `TensorShape` or a Python value."""
-        if isinstance(arg, Node):
-            return self.shapes[arg.name]
-        if isinstance(arg, list | tuple):
-            return tuple(self.value(a) for a in arg)
-        if isinstance(arg, slice):
-            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
-        return arg
-
-    def channel_count(self, arg: Any) -> int | None:
-        """A number that can stand for channels: a constant, or one that was read off a channel axis."""
-        if isinstance(arg, Node) and self.counting.get(arg.name) is None:
-            return None
-        value = self.value(arg)
-        return value if isinstance(value, int) else None
-
-    def of(self, arg: Any) -> Labels:
-        """Labels of a tensor argument; `FROZEN` for what is not a tensor."""
-        found = self.labels.get(arg.name) if isinstance(arg, Node) else None
+    def of(self, node: Node) -> Labels:
+        """Labels of the tensor that a node returns; `FROZEN` where it returns something else."""
+        found = self.labels.get(node.name)
         return found if isinstance(found, tuple) else FROZEN
 
-    def each(self, arg: Any) -> list[tuple[Labels, tuple[int, ...]]]:
-        """Labels and shape of every tensor in a list, written out or made by one node."""
-        if not isinstance(arg, Node):
-            return [(self.of(item), self.shape(item)) for item in arg]
-        parts: Any = self.value(arg)
-        held = self.labels[arg.name] or [FROZEN] * len(parts)
-        return [(labels, part.shape) for labels, part in zip(held, parts, strict=True)]
-
-    def shape(self, arg: Any) -> tuple[int, ...]:
-        """Shape of a tensor argument; () for numbers."""
-        value = self.value(arg)
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of the tensor that a node returns; () where it returns something else."""
+        value = self.shapes[node.name]
         return value.shape if isinstance(value, TensorShape) else ()
-
-    def where(self, node: Node) -> str:
-        """How messages name a node: its name, its operation, and the module it stands in."""
-        stack = node.meta.get("nn_module_stack")
-        inside = next(reversed(stack.values()))[0] if stack else ""
-        target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-        return f"%{node.name} ({target})" + (f" in {inside}" if inside else "")
-
-    # What a rule records.
-
-    def records(self) -> int:
-        """How much has been recorded so far."""
-        return self.ties.records() + len(self.notes) + len(self.mixers)
 
     def entering(self, node: Node) -> list[Factor]:
         """Every factor that enters a node."""
@@ -190,36 +70,38 @@ class Flow:
         """Freeze every label that enters a node; its outputs are `FROZEN`."""
         entering = [f for f in self.entering(node) if f.any()]
         if entering:
-            self.refused.append(f"{self.where(node)}: {why}")
+            self.refused.append(f"{where(node)}: {why}")
         for factor in entering:
-            self.ties.freeze(factor, f"{self.where(node)}: {why}")
+            self.ties.freeze(factor, f"{where(node)}: {why}")
         return FROZEN
 
-    def note(self, node: Node, text: str) -> None:
-        """Remember that a node computes statistics over channels, so that removal changes what it sees."""
-        self.notes[node.name] = f"{self.where(node)}: {text}"
+    def record(self, node: Node, result: LabelResult) -> None:
+        """Write down what a rule found out about a node."""
+        self.edits += result.edits
+        for text in result.notes:
+            self.notes[node.name] = f"{where(node)}: {text}"
+        if result.layer is not None:
+            self._record_layer(str(node.target), result.layer)
+        if result.mixer is not None:
+            self.mixers[node.name] = result.mixer
+        if result.added is not None:
+            self.additions[node.name] = result.added
+        if result.joined is not None:
+            self.concatenations[node.name] = list(result.joined)
+        if result.refused:
+            self.freeze(node, result.refused)
 
-    def edit(self, node: Node, where: tuple[str | int, ...], template: Any) -> None:
-        self.edits.append(Edit(node.name, where, template))
-
-    def layer(
-        self,
-        path: str,
-        out: Factor,
-        attributes: dict[str, Any],
-        tensors: dict[str, tuple[Factor | None, ...]],
-    ) -> Layer:
+    def _record_layer(self, path: str, layer: Layer) -> None:
         """Record a module once; where it is applied again its labels are tied to those of the first time."""
-        known = self.layers.get(path)
-        if known is None:
-            known = self.layers[path] = Layer(attributes, tensors, out)
-            return known
-        for name, axes in tensors.items():
+        known = self.layers.setdefault(path, layer)
+        if known is layer:
+            return
+        reason = f"{path} is shared by layers that cannot be reduced"
+        for name, axes in layer.tensors.items():
             for old, new in zip(known.tensors[name], axes, strict=True):
                 if old is not None and new is not None and old is not new:
-                    self.ties.tie(old, new, f"{path} is shared by layers that cannot be reduced")
-        self.ties.tie(known.out, out, f"{path} is shared by layers that cannot be reduced")
-        return known
+                    self.ties.tie(old, new, reason)
+        self.ties.tie(known.out, layer.out, reason)
 
     def parameter(self, target: str, tensor: torch.Tensor) -> Labels:
         """Labels of a parameter or buffer that the graph reads directly, one factor per axis."""
@@ -234,13 +116,6 @@ class Flow:
         return tuple(f for a, v in enumerate(held) if v is not None for f in along(v, a, rank))
 
 
-def count_of(factor: Factor | None, axis: int, constant: Any) -> Any:
-    """The template of the number given for an axis: a `Count` where the axis shrinks, itself elsewhere."""
-    if factor is None or not isinstance(constant, int) or constant < 2 or shrinking_axis(factor) != axis:
-        return constant
-    return Count(factor)
-
-
 def factors_in(labels: Any) -> list[Factor]:
     """Every factor in the labels of one tensor or of several."""
     if isinstance(labels, np.ndarray):
@@ -250,11 +125,6 @@ def factors_in(labels: Any) -> list[Factor]:
     if isinstance(labels, dict):
         return [f for each in labels.values() for f in factors_in(each)]
     return []
-
-
-def constant_path(node: Node) -> str:
-    """Where the tensor stands that a node returns whatever its input: read directly, or held by a module as value."""
-    return str(node.target) if node.op == "get_attr" else f"{node.target}.value"
 
 
 def attribute(gm: nn.Module, target: str) -> Any:

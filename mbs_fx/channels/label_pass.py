@@ -6,13 +6,15 @@ Semantics
 - An operation without a rule *freezes* the labels that enter it, and what leaves it is `FROZEN`.
 - What a rule returns is checked where it enters the flow (`mbs_fx.channels.checking`).  Where no label leaves a node
   and its rule recorded nothing about those that enter, they are frozen.
-- Rules live in tables (`mbs_fx.channels.rules`) keyed by module class or by operation name; see docs/rules.md.
+- A rule that fails on a form of its operation that it did not foresee freezes what enters.
+- Rules are attached to operations in `mbs_fx.channels.rules`; docs/rules.md shows how to add one.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -20,13 +22,17 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.checking import check_result
+from mbs_fx.channels.call import ChannelCall
+from mbs_fx.channels.checking import check_result, rule_name
 from mbs_fx.channels.flow import Flow, attribute, factors_in
 from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
-from mbs_fx.channels.rules import rule_for
-from mbs_fx.channels.rules.padding import factory_rule
-from mbs_fx.channels.shape_numbers import counts_channels, fix_counts
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.channels.records import LabelResult
+from mbs_fx.channels.rules.padding import MADE
+from mbs_fx.channels.shape_numbers import counts_channels, fixed_counts
+from mbs_fx.errors import MBSError
+from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.register import channels
+from mbs_fx.operations.resolve import of_module, of_target
 
 Axes = tuple[Factor | None, ...]
 
@@ -53,26 +59,49 @@ def _labels(flow: Flow, node: Node) -> Any:
         for factor in flow.entering(node):
             flow.ties.freeze(factor, "network output")
         return FROZEN
+    call = _call(flow, node)
     if not _has_tensor(flow.shapes[node.name]):
         if flow.shapes[node.name] is None and node.target is not torch._assert:
             flow.freeze(node, "writes into a tensor, or returns nothing")
         flow.labels[node.name] = FROZEN
-        flow.counting[node.name] = counts_channels(flow, node)
+        flow.counting[node.name] = counts_channels(call)
         return FROZEN
-    result = _by_rule(flow, node)
-    fix_counts(flow, node)
-    return result
+    result = _by_rule(flow, call)
+    flow.record(node, result)
+    flow.edits += fixed_counts(call, result.edits)
+    return result.labels
 
 
-def _by_rule(flow: Flow, node: Node) -> Any:
-    rule = rule_for(flow, node)
+def _call(flow: Flow, node: Node) -> ChannelCall:
+    module = flow.modules[str(node.target)] if node.op == "call_module" else None
+    operation = of_target(node) if module is None else of_module(type(module))
+    return ChannelCall(
+        flow.gm, node, operation, module, flow.shapes, flow.labels, flow.counting, flow.layers, flow.ties
+    )
+
+
+def _by_rule(flow: Flow, call: ChannelCall) -> LabelResult:
+    rule = channels.of(call.operation)
     if rule is None:
-        return flow.freeze(node, "no rule for this operation")
-    before = flow.records()
-    result = rule(flow, node)
-    check_result(flow, node, rule, result)
-    lost = not factors_in(result) and flow.records() == before and rule is not factory_rule
-    return flow.freeze(node, "its rule says nothing about the channels that enter") if lost else result
+        return call.freeze("no rule for this operation")
+    before = flow.ties.records()
+    try:
+        found = rule(call)
+    except MBSError:
+        raise
+    except Exception as error:
+        if call.operation in channels.rules and call.operation.added:
+            raise MBSError(
+                f"{call.where}: the rule {rule_name(rule)} fails: {type(error).__name__}: {error}"
+            ) from error
+        return call.freeze("this form of the operation is not followed")
+    result = found if isinstance(found, LabelResult) else LabelResult(found)
+    check_result(call, rule, result.labels)
+    if factors_in(result.labels) or result.refused or result.notes or result.mixer or call.operation in MADE:
+        return result
+    if flow.ties.records() > before:
+        return result
+    return replace(result, labels=FROZEN, refused="its rule says nothing about the channels that enter")
 
 
 def _join_parameters(flow: Flow) -> None:

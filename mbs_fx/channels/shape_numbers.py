@@ -11,46 +11,50 @@ Semantics
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch.fx import Node
 
-from mbs_fx.channels.flow import Flow
+from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, varying
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.channels.records import Edit
+from mbs_fx.operations.call import TensorShape
 
 
-def counts_channels(flow: Flow, node: Node) -> Any:
+def counts_channels(call: ChannelCall) -> Any:
     """What a node that is not a tensor counts; for a tuple, of each entry."""
+    node = call.node
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if source is None:
         return None
-    value = flow.shapes[node.name]
-    if isinstance(flow.shapes[source.name], TensorShape):
-        return _read(flow, node, source, value)
-    held = flow.counting.get(source.name)
+    value = call.returned
+    if isinstance(call.values[source.name], TensorShape):
+        return _read(call, source, value)
+    held = call.counting.get(source.name)
     if isinstance(held, tuple) and len(node.args) > 1 and isinstance(node.args[1], int | slice):
         return held[node.args[1]]
-    joined = _entries(flow, list(node.args))
+    joined = _entries(call, list(node.args))
     if isinstance(value, tuple) and len(value) == len(joined):
         return tuple(joined)
     return True if any(each is not None for each in joined) else None
 
 
-def _entries(flow: Flow, held: Any) -> list[Any]:
+def _entries(call: ChannelCall, held: Any) -> list[Any]:
     """What each number among nested arguments counts, in order."""
     if isinstance(held, Node):
-        known = flow.counting.get(held.name)
+        known = call.counting.get(held.name)
         return list(known) if isinstance(known, tuple) else [known]
-    return [e for each in held for e in _entries(flow, each)] if isinstance(held, list | tuple) else [None]
+    return [e for each in held for e in _entries(call, each)] if isinstance(held, list | tuple) else [None]
 
 
-def _read(flow: Flow, node: Node, source: Node, value: Any) -> Any:
-    labels, rank = flow.of(source), len(flow.shape(source))
+def _read(call: ChannelCall, source: Node, value: Any) -> Any:
+    labels, rank = call.of(source), len(call.shape_of(source))
     if isinstance(value, tuple) and len(value) == rank:
         return tuple(_along(labels, axis) for axis in range(rank))
-    axis = flow.arg(node, 1, "dim")
+    node = call.node
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     if isinstance(axis, int) and -rank <= axis < rank:
         return _along(labels, axis % rank)
     return True if labels else None
@@ -63,17 +67,20 @@ def _along(labels: Labels, axis: int) -> Factor | bool | None:
     return factor.reshape(-1) if varying(factor) == (axis,) else True
 
 
-def fix_counts(flow: Flow, node: Node) -> None:
-    """Fix the numbers among the arguments of a tensor operation that count channels and have no edit yet."""
-    if all(flow.counting.get(each.name) is None for each in node.all_input_nodes):
-        return
-    edited = [edit.where for edit in flow.edits if edit.node == node.name]
+def fixed_counts(call: ChannelCall, edits: Sequence[Edit]) -> list[Edit]:
+    """Edits that fix the numbers among the arguments of a tensor operation that count channels and have none yet."""
+    node = call.node
+    if all(call.counting.get(each.name) is None for each in node.all_input_nodes):
+        return []
+    edited = [edit.where for edit in edits if edit.node == node.name]
+    fixed: list[Edit] = []
     for kind, held in (("args", node.args), ("kwargs", dict(node.kwargs))):
         for where, arg in _places(held, (kind,)):
-            value = flow.value(arg)
-            counts = flow.counting.get(arg.name) is not None and isinstance(value, int | float)
+            value = call.evaluated(arg)
+            counts = call.counting.get(arg.name) is not None and isinstance(value, int | float)
             if counts and not any(where[: len(e)] == e for e in edited):
-                flow.edit(node, where, value)
+                fixed.append(Edit(node.name, where, value))
+    return fixed
 
 
 def _places(held: Any, where: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], Node]]:
@@ -86,12 +93,12 @@ def _places(held: Any, where: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], No
     return [found for key, each in items for found in _places(each, (*where, key))]
 
 
-def whole_shape(flow: Flow, sizes: list[Any]) -> tuple[Any, ...] | None:
+def whole_shape(call: ChannelCall, sizes: list[Any]) -> tuple[Any, ...] | None:
     """What the entries of sizes that were given as one shape count; None where they were given one by one."""
-    if len(sizes) != 1 or not isinstance(sizes[0], Node) or not isinstance(flow.value(sizes[0]), tuple):
+    if len(sizes) != 1 or not isinstance(sizes[0], Node) or not isinstance(call.evaluated(sizes[0]), tuple):
         return None
-    held = flow.counting.get(sizes[0].name)
-    return held if isinstance(held, tuple) else (None,) * len(flow.value(sizes[0]))
+    held = call.counting.get(sizes[0].name)
+    return held if isinstance(held, tuple) else (None,) * len(call.evaluated(sizes[0]))
 
 
 def shaped_like(held: tuple[Any, ...], rank: int) -> Labels:
@@ -99,15 +106,15 @@ def shaped_like(held: tuple[Any, ...], rank: int) -> Labels:
     return tuple(f for axis, h in enumerate(held) if isinstance(h, np.ndarray) for f in along(h, axis, rank))
 
 
-def follow_shape(flow: Flow, node: Node, labels: Labels, held: tuple[Any, ...]) -> None:
+def follow_shape(call: ChannelCall, labels: Labels, held: tuple[Any, ...]) -> None:
     """Tie the axes of a reshaped tensor to those that its shape was read from; a fixed size freezes them."""
-    reason = f"{flow.where(node)}: takes a shape in which this axis keeps its size"
-    for axis, (mine, size) in enumerate(zip(held, flow.shape(node), strict=True)):
+    reason = f"{call.where}: takes a shape in which this axis keeps its size"
+    for axis, (mine, size) in enumerate(zip(held, call.shape, strict=True)):
         factor = factor_on(labels, axis)
         own = _along(labels, axis)
         if isinstance(mine, np.ndarray) and isinstance(own, np.ndarray) and len(mine) == size:
-            flow.ties.tie(mine, own, reason)
+            call.ties.tie(mine, own, reason)
             continue
         for each in (mine, factor):
             if isinstance(each, np.ndarray):
-                flow.ties.freeze(each, reason)
+                call.ties.freeze(each, reason)

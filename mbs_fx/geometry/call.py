@@ -52,7 +52,7 @@ class GeometryCall(Call):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class MapResult:
     """What a rule found out.
 
     ``track`` is that of the result, or of each of several results; a single track stands for all of them, and None for
@@ -69,7 +69,7 @@ class GeometryRule(Protocol):
     """Where the map of a result lies.
 
     A rule gets a `GeometryCall`, whose ``input`` is the `mbs_fx.geometry.axes.Track` of what is read first, and
-    returns the track of the result (a tuple of them for several results), or `Found` where there is more to say.
+    returns the track of the result (a tuple of them for several results), or `MapResult` where there is more to say.
     It returns None where the result has the map of its largest input.  It changes nothing.
     """
 
@@ -87,7 +87,7 @@ def along(
     step: Step,
     channel: int | None = None,
     resulting: tuple[int, ...] | None = None,
-) -> Found:
+) -> MapResult:
     """The last ``count`` dimensions changed by ``step``, and channels made anew in dimension ``channel``.
 
     ``resulting`` is the shape afterwards, where that is not the shape of the node's result.
@@ -111,7 +111,7 @@ def along(
             if has_axis(x.dims[dim]):
                 notes = ("it slides over a dimension that is no axis of the map; the map ends here",)
             rest[dim] = shape[dim]
-    return Found(changed(x, new, rest), notes)
+    return MapResult(changed(x, new, rest), notes)
 
 
 def _tensor_shape(call: GeometryCall) -> tuple[int, ...]:

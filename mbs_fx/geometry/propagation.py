@@ -27,7 +27,7 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
 from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
-from mbs_fx.geometry.call import Found, GeometryCall, fitted
+from mbs_fx.geometry.call import GeometryCall, MapResult, fitted
 from mbs_fx.geometry.rules.windows import WINDOWS
 from mbs_fx.operations.call import TensorShape
 from mbs_fx.operations.register import geometry
@@ -45,7 +45,7 @@ class Notes:
     lines: list[str] = field(default_factory=list[str])
     mixing: list[str] = field(default_factory=list[str])
 
-    def take(self, call: GeometryCall, found: Found) -> None:
+    def take(self, call: GeometryCall, found: MapResult) -> None:
         """Add what a rule found out about its node."""
         name = getattr(call.node.target, "__name__", call.node.target)
         kind = f" ({type(call.module).__name__})" if call.module is not None else ""
@@ -172,25 +172,25 @@ def _geometry(track: Track, indices: list[int]) -> Geometry:
     )
 
 
-def _found(call: GeometryCall, value: Any) -> Found:
+def _found(call: GeometryCall, value: Any) -> MapResult:
     """What is known of a node's result; a rule that fails ends the map, with a note."""
     if call.node.op in ("output", "get_attr") or not _has_tensor(value):
-        return Found(None)
+        return MapResult(None)
     try:
         return _by_rule(call, value)
     except Exception as error:
         if call.operation is not None and call.operation in geometry.rules and call.operation.added:
             raise MBSError(f"{call.where}: its geometry rule fails: {type(error).__name__}: {error}") from error
         ended = _each(value, lambda shape: _ended(call, shape))
-        return Found(ended, ("its pixels cannot be followed; the map ends here",))
+        return MapResult(ended, ("its pixels cannot be followed; the map ends here",))
 
 
-def _by_rule(call: GeometryCall, value: Any) -> Found:
+def _by_rule(call: GeometryCall, value: Any) -> MapResult:
     if _empty(value) or _empty([call.values[n.name] for n in call.node.all_input_nodes]):
         call = replace(call, operation=None)  # a tensor without elements has no pixel to follow
     rule = geometry.of(call.operation) if call.node.all_input_nodes else None
     result = rule(call) if rule is not None else None
-    found = result if isinstance(result, Found) else Found(result)
+    found = result if isinstance(result, MapResult) else MapResult(result)
     track = found.track
     if track is None:
         return _default(call, value)
@@ -235,17 +235,17 @@ def _start(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Track
     return Track(tuple(rows), {index: Axis(shape[dim]) for dim, index in places.items()})
 
 
-def _default(call: GeometryCall, value: Any) -> Found:
+def _default(call: GeometryCall, value: Any) -> MapResult:
     """What has no rule keeps the largest of its inputs; a note says where sizes change."""
     notes: tuple[str, ...] = ()
     if call.module is not None and _hides_windows(call.module):
         notes = ("it was not traced into; what its layers do inside does not count",)
     operands = call.operands()
     if not operands:
-        return Found(None, notes)
+        return MapResult(None, notes)
     told: list[str] = []
     track = _each(value, lambda shape: _kept(call, operands, shape, told))
-    return Found(track, (*notes, *told))
+    return MapResult(track, (*notes, *told))
 
 
 def _kept(call: GeometryCall, operands: list[Track], shape: tuple[int, ...], notes: list[str]) -> Track:

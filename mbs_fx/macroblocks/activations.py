@@ -2,10 +2,11 @@
 
 Semantics
 - The channels of a convolution reach an activation through operations that keep channels apart: normalisation,
-  addition, gating, concatenation, pooling, dropout.  The walk ends at the first activation on every path, and at
-  whatever mixes channels.
-- ReLU in every spelling is *sparse*: it has exact zeros.  So have ReLU6 and clamps at zero.  Other activations
-  (SiLU, GELU, hardswish, sigmoid, ...) have practically none: they pair, and p = 1.
+  addition, gating, concatenation, pooling, dropout.  The walk ends at the first activation on every path, at whatever
+  mixes channels, and at operations of which nothing is known.
+- Which operations are activations, and which of these make exact zeros, says `mbs_fx.operations.vocabulary`.  ReLU is
+  *sparse*: it has exact zeros, as clamps at zero and shrinkage have.  SiLU, GELU and their like have practically none:
+  they pair, and p = 1.
 - A module may fold its activation: a normalisation with a child ``act`` is an activation as well.
 - A convolution that reaches several activations takes the mean over them; one that reaches none is not counted.
 """
@@ -21,23 +22,11 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, varying, vector
-from mbs_fx.channels.rules import operation, rule_for
+from mbs_fx.operations.call import Call
+from mbs_fx.operations.operation import Zeros
+from mbs_fx.operations.register import channels
+from mbs_fx.operations.resolve import of_module, of_target, spelling
 from mbs_fx.results.analysis import Activation
-
-_SPARSE_MODULES = (nn.ReLU, nn.ReLU6, nn.Threshold)
-_DENSE_MODULES = (
-    nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.RReLU, nn.PReLU, nn.ELU,
-    nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.GLU, nn.Hardtanh, nn.Softshrink,
-    nn.Hardshrink, nn.Tanhshrink,
-)  # fmt: skip
-_SPARSE = frozenset(("relu", "relu6", "threshold"))
-_DENSE = frozenset(
-    (
-        "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "rrelu", "prelu", "elu", "selu",
-        "celu", "mish", "softplus", "softsign", "logsigmoid", "glu", "hardtanh",
-    )
-)  # fmt: skip
-_MIXING = frozenset(("matmul", "bmm", "mm", "einsum", "linear", "scaled_dot_product_attention", "baddbmm"))
 
 Pairs = dict[str, dict[str, tuple[int, ...] | None]]
 
@@ -45,25 +34,23 @@ Pairs = dict[str, dict[str, tuple[int, ...] | None]]
 def activation_kind(flow: Flow, node: Node) -> tuple[str, bool] | None:
     """(name of the function, whether it has exact zeros) where a node applies an activation."""
     if node.op == "call_module":
-        return _module_kind(flow.modules[str(node.target)])
-    if node.op not in ("call_function", "call_method"):
-        return None
-    name = operation(node.target)
-    if name in ("clamp", "clamp_min", "clip"):
-        low = flow.value(flow.arg(node, 1, "min"))
-        return (name, True) if isinstance(low, int | float) and low == 0 else None
-    if name == "hardtanh":
-        return name, flow.value(flow.arg(node, 1, "min_val", -1.0)) == 0
-    return (name, name in _SPARSE) if name in _SPARSE | _DENSE else None
+        return _module_kind(flow, node, flow.modules[str(node.target)])
+    operation = of_target(node)
+    zeros = _zeros(Call(flow.gm, node, operation, None, flow.shapes))
+    return None if zeros == "passes" else (spelling(node.target).lstrip("_"), zeros == "exact")
 
 
-def _module_kind(module: nn.Module) -> tuple[str, bool] | None:
-    if isinstance(module, nn.Hardtanh):
-        return type(module).__name__, module.min_val == 0
-    if isinstance(module, _SPARSE_MODULES + _DENSE_MODULES):
-        return type(module).__name__, isinstance(module, _SPARSE_MODULES)
-    folded = (_module_kind(child) for child in module.children())
+def _module_kind(flow: Flow, node: Node, module: nn.Module) -> tuple[str, bool] | None:
+    zeros = _zeros(Call(flow.gm, node, of_module(type(module)), module, flow.shapes))
+    if zeros != "passes":
+        return type(module).__name__, zeros == "exact"
+    folded = (_module_kind(flow, node, child) for child in module.children())
     return next((kind for kind in folded if kind is not None), None)
+
+
+def _zeros(call: Call) -> Zeros:
+    zeros = call.operation.zeros if call.operation is not None else "passes"
+    return zeros(call) if callable(zeros) else zeros
 
 
 def _channel_axis(flow: Flow, node: Node) -> int:
@@ -109,11 +96,12 @@ def _bits(mask: int) -> list[int]:
 
 
 def _mixes(flow: Flow, node: Node) -> bool:
+    """Whether the walk ends: channels are mixed, nothing is known of them, or the result is no tensor."""
     if node.name in flow.mixers or node.op in ("placeholder", "get_attr", "output"):
         return True
-    if node.op == "call_module":
-        return rule_for(flow, node) is None
-    return operation(node.target) in _MIXING
+    module = flow.modules[str(node.target)] if node.op == "call_module" else None
+    operation = of_target(node) if module is None else of_module(type(module))
+    return operation is None or operation.mixes or channels.of(operation) is None
 
 
 def _positions(

@@ -23,7 +23,6 @@ from torch.fx import GraphModule, Node
 import mbs_fx.geometry.propagation as geo
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.label_pass import run
-from mbs_fx.channels.rules import register_count
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.activations import pair
 from mbs_fx.macroblocks.cells import Choices, choose
@@ -32,6 +31,7 @@ from mbs_fx.macroblocks.membership import Place, bindings, bound_place, class_ke
 from mbs_fx.macroblocks.opaque import forced, opaque_paths
 from mbs_fx.macroblocks.operations import operations
 from mbs_fx.macroblocks.streams import find_segments, find_streams
+from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of, require_graph
@@ -88,7 +88,7 @@ def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: 
     """Analysis and labels of a graph, remembered until the graph changes; ``opaque`` are module paths."""
     require_graph(gm)
     print_ = _fingerprint(gm, shapes, opaque)
-    key = print_, _held(gm), register_count(), types
+    key = print_, _held(gm), changes(), types
     known = _CACHE.get(gm)
     if known is None or known[0] != key:
         known = _CACHE[gm] = key, _facts(gm, shapes, opaque, types, print_)

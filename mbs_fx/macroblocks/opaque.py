@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.nn.modules.conv import _ConvNd
 
-from mbs_fx.channels.rules import operation
 from mbs_fx.errors import MBSError
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.resolve import operation_of
 
 
 def opaque_paths(gm: GraphModule, wanted: Iterable[str | type[nn.Module]]) -> tuple[str, ...]:
@@ -27,10 +27,8 @@ def opaque_paths(gm: GraphModule, wanted: Iterable[str | type[nn.Module]]) -> tu
 def _around(gm: GraphModule, node: Node) -> list[tuple[str, str]]:
     """Path and class name of every module around a convolution, itself included."""
     target = str(node.target)
-    if node.op == "call_module":
-        if not isinstance(gm.get_submodule(target), _ConvNd | nn.Linear):
-            return []
-    elif node.op != "call_function" or not operation(node.target).startswith("conv"):
+    operation = operation_of(gm, node)
+    if operation not in v.CONVOLUTIONS and (operation is not v.LINEAR or node.op != "call_module"):
         return []
     stack = node.meta.get("nn_module_stack") or {}
     held = [(path, kind if isinstance(kind, str) else kind.__name__) for path, kind in stack.values()]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.flow import attribute, constant_path
+from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import factor_on, shrinking_axis
+from mbs_fx.channels.records import constant_path
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.shapes.shapes import TensorShape
 
@@ -91,7 +92,7 @@ class _Numbers:
         source = node.all_input_nodes[0] if node.all_input_nodes else None
         if source is not None and isinstance(flow.shapes[source.name], TensorShape):
             whole = self._shape(source)
-            axis = flow.arg(node, 1, "dim")
+            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             if isinstance(value, tuple):
                 return whole if len(value) == len(whole) else None
             return whole[axis] if isinstance(axis, int) else None

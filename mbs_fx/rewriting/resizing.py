@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mbs_fx.channels.flow import Layer
 from mbs_fx.channels.labels import Factor
+from mbs_fx.channels.records import Layer
 from mbs_fx.rewriting.selection import Keep
 
 Init = str | Callable[[nn.Module], object]

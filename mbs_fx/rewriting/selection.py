@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from mbs_fx.channels.flow import Count, Positions, Unless
 from mbs_fx.channels.labels import Factor, shrinking_axis
+from mbs_fx.channels.records import Count, Positions, Unless
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts
 

@@ -1,4 +1,4 @@
-"""Normalisation, reductions and softmax in functional form.
+"""Normalisation, reductions and softmax.
 
 Statistics over channels (a mean over the channel axis, layer and group normalisation) change when channels are
 removed: labels pass, and a note says so.
@@ -9,99 +9,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.fx import Node
+from mbs_fx.channels.call import ChannelCall
+from mbs_fx.channels.labels import Factor, Labels, collapse, factor_on, reduce, varying, vector
+from mbs_fx.channels.records import Count, LabelResult
+from mbs_fx.channels.rules.elementwise import elementwise_rule, tie_axis_parameters
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.register import channels
 
-from mbs_fx.channels.flow import Count, Flow, Rule
-from mbs_fx.channels.labels import Labels, collapse, factor_on, reduce, varying, vector
-from mbs_fx.channels.rules.elementwise import elementwise_rule, per_channel_rule, tie_axis_parameters
-from mbs_fx.shapes.shapes import TensorShape
 
-
-def batch_norm_rule(flow: Flow, node: Node) -> Labels:
-    """``batch_norm(x, running_mean, running_var, weight, bias)``: all along axis 1."""
+def batch_norm_function(call: ChannelCall) -> Labels:
+    """``batch_norm(x, running_mean, running_var, weight, bias)``: all along axis 1, in whichever order."""
     names = ("running_mean", "running_var", "weight", "bias")
-    parameters = [flow.arg(node, i + 1, name) for i, name in enumerate(names)]
-    return tie_axis_parameters(flow, node, flow.source(node), parameters, 1)
+    return tie_axis_parameters(call, [call.argument(name) for name in names], 1)
 
 
-def instance_norm_rule(flow: Flow, node: Node) -> Labels:
-    """``instance_norm(x, running_mean, running_var, weight, bias)``: statistics along the spatial axes."""
-    per_channel_rule(flow, node)
-    return batch_norm_rule(flow, node)
+def across_maps(call: ChannelCall) -> LabelResult | None:
+    """A refusal where statistics along the spatial axes would be statistics over channels."""
+    if any(a >= 2 for factor in call.input for a in varying(factor)):
+        return call.freeze("works across an axis that carries channels")
+    return None
 
 
-def layer_norm_rule(flow: Flow, node: Node) -> Any:
+def layer_norm_function(call: ChannelCall) -> Any:
     """``layer_norm(x, normalized_shape, weight, bias)`` over the last axis."""
-    shape = flow.shape(node)
-    normalized = flow.value(flow.arg(node, 1, "normalized_shape"))
-    if len(normalized) != 1:
-        return flow.freeze(node, "normalises over several axes")
-    parameters = [flow.arg(node, 2, "weight"), flow.arg(node, 3, "bias")]
-    labels = tie_axis_parameters(flow, node, flow.source(node), parameters, len(shape) - 1)
-    factor = factor_on(labels, len(shape) - 1)
-    if factor is not None:
-        flow.note(node, "normalises over channels")
-        flow.edit(node, flow.place(node, 1, "normalized_shape"), (Count(factor),))
-    return labels
+    last = len(call.shape) - 1
+    if len(call.value("normalized_shape")) != 1:
+        return call.freeze("normalises over several axes")
+    labels = tie_axis_parameters(call, [call.argument("weight"), call.argument("bias")], last)
+    factor = factor_on(labels, last)
+    if factor is None:
+        return labels
+    return LabelResult(labels, (call.edit("normalized_shape", (Count(factor),)),), ("normalises over channels",))
 
 
-def group_norm_rule(flow: Flow, node: Node) -> Labels:
+def group_norm_function(call: ChannelCall) -> LabelResult:
     """``group_norm(x, num_groups, weight, bias)``: every group keeps equally many channels."""
-    parameters = [flow.arg(node, 2, "weight"), flow.arg(node, 3, "bias")]
-    labels = tie_axis_parameters(flow, node, flow.source(node), parameters, 1)
-    groups, held = int(flow.value(flow.arg(node, 1, "num_groups"))), factor_on(labels, 1)
-    if held is not None and groups == flow.shape(node)[1]:
-        flow.edit(node, flow.place(node, 1, "num_groups"), Count(held))
-    return group_statistics(flow, node, labels, groups)
+    labels = tie_axis_parameters(call, [call.argument("weight"), call.argument("bias")], 1)
+    groups, held = int(call.value("num_groups")), factor_on(labels, 1)
+    alone = held is not None and groups == call.shape[1]
+    edits = (call.edit("num_groups", Count(held)),) if held is not None and alone else ()
+    return LabelResult(labels, edits, group_statistics(call, labels, groups))
 
 
-def group_statistics(flow: Flow, node: Node, labels: Labels, groups: int) -> Labels:
+def group_statistics(call: ChannelCall, labels: Labels, groups: int) -> tuple[str, ...]:
     """Balance the channel axis over the groups of a group normalisation; a group of one channel goes with it."""
-    size = flow.shape(node)[1]
-    if factor_on(labels, 1) is not None and groups < size:
-        flow.ties.balance(vector(labels, 1, size, flow.ties), groups)
-        flow.note(node, "normalises over channels")
-    return labels
+    size = call.shape[1]
+    if factor_on(labels, 1) is None or groups >= size:
+        return ()
+    call.ties.balance(vector(labels, 1, size, call.ties), groups)
+    return ("normalises over channels",)
 
 
-def channel_statistic_rule(flow: Flow, node: Node) -> Labels:
+@channels(v.LOCAL_NORM, v.NORMALIZE)
+def channel_statistic_rule(call: ChannelCall) -> LabelResult:
     """Keeps the shape and looks at several channels: local response normalisation, vector normalisation."""
-    labels = flow.of(flow.source(node))
-    if labels:
-        flow.note(node, "looks at several channels at once")
-    return labels
+    labels = call.input
+    return LabelResult(labels, notes=("looks at several channels at once",) if labels else ())
 
 
-def softmax_rule(flow: Flow, node: Node) -> Any:
-    """Softmax over an axis: no position of that axis can be removed alone."""
-    return over_axis(flow, node, flow.of(flow.source(node)), softmax_axis(flow, node, flow.arg(node, 1, "dim")))
-
-
-def gumbel_softmax_rule(flow: Flow, node: Node) -> Any:
-    """``gumbel_softmax(x, tau, hard, eps, dim)``."""
-    return over_axis(flow, node, flow.of(flow.source(node)), softmax_axis(flow, node, flow.arg(node, 4, "dim", -1)))
-
-
-def softmax_axis(flow: Flow, node: Node, dim: Any) -> int:
-    """The axis of a softmax, of which torch chooses one where none is given."""
-    rank = len(flow.shape(node))
-    value = flow.value(dim)
-    return (0 if rank in (0, 1, 3) else 1) if value is None else int(value) % rank
-
-
-def over_axis(flow: Flow, node: Node, labels: Labels, axis: int) -> Any:
-    """Tie what varies along an axis across it; freeze what varies along it alone."""
-    result: list[Any] = []
-    for factor in labels:
+@channels(v.SOFTMAX, v.GUMBEL_SOFTMAX)
+def softmax_rule(call: ChannelCall) -> Labels:
+    """Softmax over an axis, of which torch chooses one where none is given; no position of it can be removed alone."""
+    rank = len(call.shape)
+    chosen = -1 if call.operation is v.GUMBEL_SOFTMAX else 0 if rank in (0, 1, 3) else 1
+    axis = call.axis("dim", chosen)
+    result: list[Factor] = []
+    for factor in call.input:
         if varying(factor) == (axis,):
-            flow.ties.freeze(factor, f"{flow.where(node)}: works across this axis")
+            call.ties.freeze(factor, f"{call.where}: works across this axis")
             continue
-        result.append(collapse(factor, [axis], flow.ties))
+        result.append(collapse(factor, [axis], call.ties))
     return tuple(result)
 
 
-def _reduced_axes(flow: Flow, node: Node, rank: int, place: int) -> Sequence[int] | None:
-    dim = flow.value(flow.arg(node, place, "dim", node.kwargs.get("axis")))
+@channels(v.SOFTMAX2D)
+def softmax2d_rule(call: ChannelCall) -> LabelResult:
+    """Softmax over the channels."""
+    return call.freeze("softmax over channels")
+
+
+def _reduced_axes(call: ChannelCall, rank: int) -> Sequence[int] | None:
+    dim = call.value("dim")
     if isinstance(dim, TensorShape):
         return None
     if isinstance(dim, bool) or dim is None or dim == ():
@@ -109,57 +98,21 @@ def _reduced_axes(flow: Flow, node: Node, rank: int, place: int) -> Sequence[int
     return [int(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))]
 
 
-def norm_rule(flow: Flow, node: Node) -> Any:
-    """``x.norm(p, dim)``."""
-    return reduction_rule(flow, node, place=2)
-
-
-def reduction_rule(flow: Flow, node: Node, place: int = 1) -> Any:
+@channels(v.REDUCTION, v.EXTREMUM, v.NORM)
+def reduction_rule(call: ChannelCall) -> Any:
     """sum, mean, max ... over axes; with a second tensor, max and min are elementwise."""
-    source = flow.source(node)
-    rank = len(flow.shape(source))
-    axes = None if "other" in node.kwargs else _reduced_axes(flow, node, rank, place)
+    rank = len(call.input_shape)
+    axes = _reduced_axes(call, rank)
     if axes is None:
-        return elementwise_rule(flow, node)
-    output = flow.shapes[node.name]
+        return elementwise_rule(call)
+    output = call.returned
     first = output if isinstance(output, TensorShape) else output[0]
-    labels, mixed = reduce(flow.of(source), axes, len(first.shape) == rank, flow.ties)
-    if mixed:
-        flow.note(node, "computes a statistic over channels")
-    return labels if isinstance(output, TensorShape) else [labels] * len(output)
+    labels, mixed = reduce(call.input, axes, len(first.shape) == rank, call.ties)
+    notes = ("computes a statistic over channels",) if mixed else ()
+    return LabelResult(labels if isinstance(output, TensorShape) else [labels] * len(output), notes=notes)
 
 
-def argument_rule(flow: Flow, node: Node) -> Any:
-    """argmax, sort, topk, cumsum: positions along the axis matter."""
-    return flow.freeze(node, "positions along its axis matter")
-
-
-FUNCTIONS: dict[str, Rule] = {
-    "batch_norm": batch_norm_rule,
-    "layer_norm": layer_norm_rule,
-    "group_norm": group_norm_rule,
-    "local_response_norm": channel_statistic_rule,
-    "normalize": channel_statistic_rule,
-    **dict.fromkeys(("softmax", "log_softmax"), softmax_rule),
-    "gumbel_softmax": gumbel_softmax_rule,
-    "norm": norm_rule,
-    "instance_norm": instance_norm_rule,
-    **dict.fromkeys(
-        [
-            "sum",
-            "mean",
-            "amax",
-            "amin",
-            "max",
-            "min",
-            "std",
-            "var",
-            "prod",
-            "logsumexp",
-            "var_mean",
-            "std_mean",
-        ],
-        reduction_rule,
-    ),
-    **dict.fromkeys(["argmax", "argmin", "sort", "topk", "cumsum", "cumprod", "argsort", "median"], argument_rule),
-}
+@channels(v.ARGUMENT, v.SCAN, v.QUANTILE)
+def position_rule(call: ChannelCall) -> LabelResult:
+    """argmax, sort, topk, cumsum, median: positions along the axis matter."""
+    return call.freeze("positions along its axis matter")

@@ -11,74 +11,59 @@ import torch
 from torch.fx import Node
 
 from mbs_fx.channels import labels as move
-from mbs_fx.channels.flow import Count, Flow, Rule, attribute, constant_path, count_of
+from mbs_fx.channels.call import ChannelCall
+from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Labels, factor_on
-from mbs_fx.channels.rules import contractions as mixing
-from mbs_fx.channels.rules import elementwise as arithmetic
-from mbs_fx.channels.rules import layout as moves
+from mbs_fx.channels.records import Count, Edit, LabelResult, constant_path, count_of
+from mbs_fx.channels.rules import layout
+from mbs_fx.channels.rules.contractions import product
+from mbs_fx.channels.rules.elementwise import addition_rule, elementwise_rule, per_channel_rule
+from mbs_fx.channels.rules.slicing import concatenated
+from mbs_fx.operations import onnx
+from mbs_fx.operations.register import channels
+
+channels(onnx.SUM)(addition_rule)
+channels(onnx.POOL)(per_channel_rule)
+channels(onnx.FLATTEN)(layout.reshape_rule)
 
 
-def _module(flow: Flow, node: Node) -> Any:
-    return flow.modules[str(node.target)]
-
-
-def binary_rule(flow: Flow, node: Node) -> Labels:
+@channels(onnx.BINARY)
+def binary_rule(call: ChannelCall) -> Any:
     """Add, Sub, Mul, Div: an addition binds."""
-    function = getattr(_module(flow, node), "math_op_function", None)
-    return arithmetic.addition_rule(flow, node) if function is torch.add else arithmetic.elementwise_rule(flow, node)
+    function = getattr(call.module, "math_op_function", None)
+    return addition_rule(call) if function is torch.add else elementwise_rule(call)
 
 
-def pool_rule(flow: Flow, node: Node) -> Any:
-    """A mean over all spatial axes."""
-    return arithmetic.per_channel_rule(flow, node)
-
-
-def concat_rule(flow: Flow, node: Node) -> Labels:
+@channels(onnx.CONCAT)
+def concat_rule(call: ChannelCall) -> LabelResult:
     """Concatenation along the module's axis."""
-    axis = int(_module(flow, node).axis) % len(flow.shape(node))
-    operands = [(flow.of(t), flow.shape(t)) for t in node.args]
-    flow.concatenations[node.name] = [f for labels, _ in operands for f in labels if f.shape[axis] > 1]
-    return move.concatenate(operands, axis, flow.ties, f"{flow.where(node)}: meets channels that stay")
+    module: Any = call.module
+    axis = int(module.axis) % len(call.shape)
+    return concatenated(call, [(call.of(t), call.shape_of(t)) for t in call.node.args], axis)
 
 
-def reshape_rule(flow: Flow, node: Node) -> Any:
+@channels(onnx.RESHAPE)
+def reshape_rule(call: ChannelCall) -> Any:
     """Reshape to a shape held in a tensor."""
-    labels = moves.reshape_rule(flow, node)
-    shape = node.args[1]
+    labels = layout.reshape_rule(call)
+    shape = call.node.args[1]
     if not isinstance(shape, Node) or shape.all_input_nodes or shape.op not in ("get_attr", "call_module"):
         return labels
-    sizes = attribute(flow.gm, constant_path(shape)).tolist()
-    for axis, size in enumerate(sizes):
-        template = count_of(factor_on(labels, axis), axis, size)
-        if isinstance(template, Count):
-            flow.edit(shape, ("value", axis), template)
-    return labels
+    sizes = attribute(call.gm, constant_path(shape)).tolist()
+    templates = [(axis, count_of(factor_on(labels, axis), axis, size)) for axis, size in enumerate(sizes)]
+    edits = [Edit(shape.name, ("value", axis), made) for axis, made in templates if isinstance(made, Count)]
+    return LabelResult(labels, tuple(edits))
 
 
-def transpose_rule(flow: Flow, node: Node) -> Labels:
+@channels(onnx.TRANSPOSE)
+def transpose_rule(call: ChannelCall) -> Labels:
     """A permutation; without one the axes are reversed."""
-    order = _module(flow, node).perm or list(reversed(range(len(flow.shape(node)))))
-    return move.permute(flow.of(flow.source(node)), order)
+    module: Any = call.module
+    return move.permute(call.input, module.perm or list(reversed(range(len(call.shape)))))
 
 
-_ELEMENTWISE = """
-    OnnxErf OnnxHardSigmoid OnnxClip OnnxNeg OnnxPow OnnxSqrt OnnxReciprocal OnnxRound OnnxCopyIdentity
-    OnnxDropoutDynamic OnnxFunction OnnxMinMax OnnxMean OnnxWhere OnnxCast
-"""
-
-BY_NAME: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), arithmetic.elementwise_rule),
-    "OnnxBinaryMathOperation": binary_rule,
-    "OnnxSum": arithmetic.addition_rule,
-    "OnnxGlobalAveragePool": pool_rule,
-    "OnnxGlobalAveragePoolWithKnownInputShape": pool_rule,
-    "OnnxPadStatic": pool_rule,
-    "OnnxResize": pool_rule,
-    "OnnxConcat": concat_rule,
-    "OnnxFlatten": moves.reshape_rule,
-    "OnnxSqueezeStaticAxes": moves.reshape_rule,
-    "OnnxUnsqueezeStaticAxes": moves.reshape_rule,
-    "OnnxReshape": reshape_rule,
-    "OnnxTranspose": transpose_rule,
-    "OnnxMatMul": mixing.matmul_rule,
-}
+@channels(onnx.MATMUL)
+def matmul_rule(call: ChannelCall) -> LabelResult:
+    """The matrix product of two tensors."""
+    a, b = call.node.args
+    return product(call, a, b)

@@ -9,119 +9,123 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from torch.fx import Node
 
 from mbs_fx.channels import labels as move
-from mbs_fx.channels.flow import Count, Flow, Rule, count_of
+from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import FROZEN, Labels, along, factor_on
-from mbs_fx.channels.rules.elementwise import elementwise_rule
-from mbs_fx.channels.rules.layout import sizes_of
+from mbs_fx.channels.records import Count, Edit, LabelResult, count_of
 from mbs_fx.channels.shape_numbers import shaped_like, whole_shape
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.register import channels
+
+MADE = frozenset((v.FACTORY, v.FULL, v.NEW_FACTORY))
+"""Operations that make tensors, of which nothing that enters is a part."""
 
 
-def pad_rule(flow: Flow, node: Node) -> Any:
+@channels(v.PAD)
+def pad_rule(call: ChannelCall) -> Any:
     """``pad(x, amounts)``: zeros on a channel axis are channels of their own until something binds them."""
-    source = flow.source(node)
-    labels, shape = flow.of(source), flow.shape(source)
-    amounts, where = list(flow.arg(node, 1, "pad")), flow.place(node, 1, "pad")
+    labels, shape = call.input, call.input_shape
+    amounts, where = list(call.argument("pad")), call.place("pad")
+    edits: list[Edit] = []
+    refused = ""
     for pair in range(len(amounts) // 2):
         axis = len(shape) - 1 - pair
-        sides = [flow.value(a) for a in amounts[2 * pair : 2 * pair + 2]]
+        sides = [call.evaluated(a) for a in amounts[2 * pair : 2 * pair + 2]]
         if factor_on(labels, axis) is None or sides == [0, 0]:
             continue
-        if min(sides) < 0 or (flow.arg(node, 2, "mode", "constant") != "constant"):
-            return flow.freeze(node, "pads channels in a way that cannot be followed")
-        fresh = [along(flow.ties.new(int(s)), axis, len(shape)) for s in sides]
-        for side, size in enumerate(sides):
-            if size == 1:
-                flow.freeze(node, "pads a single channel")
-            if fresh[side]:
-                flow.edit(node, (*where, 2 * pair + side), Count(fresh[side][0]))
+        if min(sides) < 0 or call.value("mode", "constant") != "constant":
+            return call.freeze("pads channels in a way that cannot be followed")
+        fresh = [along(call.ties.new(int(s)), axis, len(shape)) for s in sides]
+        refused = "pads a single channel" if 1 in sides else refused
+        edits += [call.edit((*where, 2 * pair + i), Count(new[0])) for i, new in enumerate(fresh) if new]
         sized = [[*shape[:axis], int(s), *shape[axis + 1 :]] for s in sides]
         operands = [(fresh[0], sized[0]), (labels, shape), (fresh[1], sized[1])]
-        labels = move.concatenate([o for o in operands if o[1][axis]], axis, flow.ties, "")
-    return labels
+        labels = move.concatenate([o for o in operands if o[1][axis]], axis, call.ties, "")
+    return LabelResult(labels, tuple(edits), refused=refused)
 
 
-def expand_rule(flow: Flow, node: Node) -> Labels:
+def _grown(call: ChannelCall) -> tuple[Labels, list[int]]:
+    """Labels and shape of what enters, in the rank of the result."""
+    rank = len(call.shape)
+    labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in call.input)
+    return labels, [1] * (rank - len(call.input_shape)) + list(call.input_shape)
+
+
+@channels(v.EXPAND)
+def expand_rule(call: ChannelCall) -> Any:
     """``expand``: an axis that grows from 1 gets labels of its own, so that it can follow its partner."""
-    labels, before, after = flow.of(flow.source(node)), flow.shape(flow.source(node)), flow.shape(node)
-    rank = len(after)
-    labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
-    sizes, where, first = sizes_of(node, 1)
-    held = whole_shape(flow, sizes)
+    rank = len(call.shape)
+    labels, full = _grown(call)
+    sizes, where, first = call.collected("size")
+    held = whole_shape(call, sizes)
     if held is not None:
-        full = [1] * (rank - len(before)) + list(before)
         return (*labels, *(f for f in shaped_like(held, rank) if all(full[a] == 1 for a in move.varying(f))))
+    edits: list[Edit] = []
     for axis, size in enumerate(sizes):
-        old = before[axis - (rank - len(before))] if axis >= rank - len(before) else 1
-        count = flow.channel_count(size)
-        if old == 1 and count is not None and count > 1:
-            grown = along(flow.ties.new(count), axis, rank)
-            flow.edit(node, (*where, first + axis), Count(grown[0]))
+        count = call.channel_count(size)
+        if full[axis] == 1 and count is not None and count > 1:
+            grown = along(call.ties.new(count), axis, rank)
+            edits.append(call.edit((*where, first + axis), Count(grown[0])))
             labels = (*labels, *grown)
-        elif isinstance(template := count_of(factor_on(labels, axis), axis, flow.channel_count(size)), Count):
-            flow.edit(node, (*where, first + axis), template)
-    return labels
+        elif isinstance(template := count_of(factor_on(labels, axis), axis, count), Count):
+            edits.append(call.edit((*where, first + axis), template))
+    return LabelResult(labels, tuple(edits))
 
 
-def repeat_rule(flow: Flow, node: Node) -> Any:
+@channels(v.REPEAT)
+def repeat_rule(call: ChannelCall) -> Any:
     """``x.repeat(times)``: whole axes are repeated; an axis of size 1 becomes an axis of its own."""
-    labels, before, after = flow.of(flow.source(node)), flow.shape(flow.source(node)), flow.shape(node)
-    rank = len(after)
-    labels = tuple(f.reshape((1,) * (rank - f.ndim) + f.shape) for f in labels)
-    full = [1] * (rank - len(before)) + list(before)
-    times, where, first = sizes_of(node, 1)
+    rank = len(call.shape)
+    labels, full = _grown(call)
+    if 0 in call.shape:
+        return call.freeze("makes a tensor without elements")
+    times, where, first = call.collected("repeats")
     first -= rank - len(times)
+    edits: list[Edit] = []
     for axis, count in enumerate(times, rank - len(times)):
-        value = int(flow.value(count))
+        value = int(call.evaluated(count))
         if full[axis] > 1 and value > 1:
             labels = move.tile(labels, axis, value)
-        elif value > 1 and flow.channel_count(count):
-            grown = along(flow.ties.new(value), axis, rank)
-            flow.edit(node, (*where, first + axis), Count(grown[0]))
+        elif value > 1 and call.channel_count(count):
+            grown = along(call.ties.new(value), axis, rank)
+            edits.append(call.edit((*where, first + axis), Count(grown[0])))
             labels = (*labels, *grown)
-    return labels
+    return LabelResult(labels, tuple(edits))
 
 
-def repeat_interleave_rule(flow: Flow, node: Node) -> Any:
+@channels(v.REPEAT_INTERLEAVE)
+def repeat_interleave_rule(call: ChannelCall) -> Any:
     """``x.repeat_interleave(times, dim)``: every position several times in a row."""
-    labels = flow.of(flow.source(node))
-    times, dim = flow.value(flow.arg(node, 1, "repeats")), flow.value(flow.arg(node, 2, "dim"))
-    if not isinstance(times, int) or dim is None:
-        return flow.freeze(node, "repeats by a tensor or over the flattened input")
-    axis = int(dim) % len(flow.shape(node))
-    return tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in labels)
+    times = call.value("repeats")
+    if not isinstance(times, int) or call.value("dim") is None:
+        return call.freeze("repeats by a tensor or over the flattened input")
+    axis = call.axis()
+    return tuple(np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in call.input)
 
 
-def factory_rule(flow: Flow, node: Node) -> Labels:
+@channels(*MADE)
+def factory_rule(call: ChannelCall) -> Any:
     """zeros, ones, ... of constant size: every axis can follow its partner."""
-    shape = flow.shape(node)
-    start = 1 if node.op == "call_method" else 0
-    if prod(shape) < 2 or not node.args[start:]:
+    shape = call.shape
+    sizes, where, first = call.collected("size")
+    if prod(shape) < 2 or not sizes:
         return FROZEN
-    sizes, where, first = sizes_of(node, start)
-    held = whole_shape(flow, sizes)
+    held = whole_shape(call, sizes)
     if held is not None:
         return shaped_like(held, len(shape))
     labels: Labels = ()
+    edits: list[Edit] = []
     for axis, size in enumerate(sizes):
-        count = flow.channel_count(size)
+        count = call.channel_count(size)
         if count is not None and count > 1 and axis < len(shape):
-            grown = along(flow.ties.new(count), axis, len(shape))
-            flow.edit(node, (*where, first + axis), Count(grown[0]))
+            grown = along(call.ties.new(count), axis, len(shape))
+            edits.append(call.edit((*where, first + axis), Count(grown[0])))
             labels = (*labels, *grown)
-    return labels
+    return LabelResult(labels, tuple(edits))
 
 
-FUNCTIONS: dict[str, Rule] = {
-    **dict.fromkeys(("expand", "broadcast_to"), expand_rule),
-    **dict.fromkeys(("repeat", "tile"), repeat_rule),
-    **dict.fromkeys(
-        ["zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty"],
-        factory_rule,
-    ),
-    "pad": pad_rule,
-    "expand_as": elementwise_rule,
-    "repeat_interleave": repeat_interleave_rule,
-}
+@channels(v.MESHGRID)
+def meshgrid_rule(call: ChannelCall) -> LabelResult:
+    """Coordinates: none of them can go."""
+    return call.freeze("makes coordinates")

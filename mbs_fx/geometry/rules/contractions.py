@@ -14,26 +14,26 @@ from dataclasses import replace
 from math import prod
 
 from mbs_fx.geometry.axes import CHANNELS, Atom, Track, channels, has_axis, merged, mixed_in, tracked
-from mbs_fx.geometry.call import Found, GeometryCall
+from mbs_fx.geometry.call import GeometryCall, MapResult
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.register import geometry
 
 
 @geometry(v.LINEAR)
-def linear(call: GeometryCall) -> Found:
+def linear(call: GeometryCall) -> MapResult:
     """Mixes the last dimension: channels, or positions."""
     last = len(call.shape) - 1
     x = mixed_in(call.input, last)
     if has_axis(x.dims[last]) and call.shape[last] == call.shape_of(call.first)[last]:
-        return Found(x, mixes=True)
+        return MapResult(x, mixes=True)
     notes: tuple[str, ...] = ()
     if x.lone(last) is not None or (has_axis(x.dims[last]) and any(map(has_axis, x.dims[:last]))):
         notes = ("it mixes the positions of one axis and changes their number; that axis ends here",)
-    return Found(tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled), notes)
+    return MapResult(tracked((*x.dims[:last], channels(call.shape[last])), x.axes, x.upsampled), notes)
 
 
 @geometry(v.MATMUL)
-def matmul(call: GeometryCall) -> Found | None:
+def matmul(call: GeometryCall) -> MapResult | None:
     """A sum of products over the last dimension of one and the last but one of the other."""
     one, other = call.input, call.operand(call.argument("other"))
     if min(len(one.dims), len(other.dims)) < 2 or len(call.shape) < 2:
@@ -43,7 +43,7 @@ def matmul(call: GeometryCall) -> Found | None:
     return _product(call, [lefts, rights], [one.dims[-1], other.dims[-2]])
 
 
-def _product(call: GeometryCall, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> Found:
+def _product(call: GeometryCall, parts: Sequence[Track], contracted: Sequence[tuple[Atom, ...]]) -> MapResult:
     """A sum of products: an axis lies where the first factor that keeps it has it."""
     rows = [channels(size) for size in call.shape]
     axes = {index: axis for part in reversed(parts) for index, axis in part.axes.items()}
@@ -59,11 +59,11 @@ def _product(call: GeometryCall, parts: Sequence[Track], contracted: Sequence[tu
         axes |= {index: part.axes[index] for index in kept - seen}
         seen |= kept
     result = tracked(rows, axes, any(part.upsampled for part in parts))
-    return Found(result, mixes=mixes and any(map(has_axis, result.dims)))
+    return MapResult(result, mixes=mixes and any(map(has_axis, result.dims)))
 
 
 @geometry(v.EINSUM)
-def einsum(call: GeometryCall) -> Found | None:
+def einsum(call: GeometryCall) -> MapResult | None:
     """A sum of products by letters."""
     equation = str(call.source).replace(" ", "")
     operands, _, _ = call.collected("operands")
@@ -81,12 +81,12 @@ def einsum(call: GeometryCall) -> Found | None:
 
 
 @geometry(v.ATTENTION)
-def attention(call: GeometryCall) -> Found:
+def attention(call: GeometryCall) -> MapResult:
     """Fused attention: the positions of the queries stay."""
-    return Found(merged([call.input], call.shape) if call.input.dims else call.input, mixes=True)
+    return MapResult(merged([call.input], call.shape) if call.input.dims else call.input, mixes=True)
 
 
 @geometry(v.SELF_ATTENTION)
-def self_attention(call: GeometryCall) -> Found:
+def self_attention(call: GeometryCall) -> MapResult:
     """``nn.MultiheadAttention``: (result, weights)."""
-    return Found((call.input, None), mixes=True)
+    return MapResult((call.input, None), mixes=True)

@@ -30,7 +30,7 @@ from mbs_fx.geometry.axes import (
     recut,
     tracked,
 )
-from mbs_fx.geometry.call import Found, GeometryCall, along, displacement, fitted, placed, shifted, without
+from mbs_fx.geometry.call import GeometryCall, MapResult, along, displacement, fitted, placed, shifted, without
 from mbs_fx.geometry.rules.windows import seen_through
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.call import TensorShape
@@ -39,15 +39,15 @@ from mbs_fx.shapes.convolutions import per_axis
 
 
 @geometry(v.VIEW, v.FLATTEN, v.UNFLATTEN, v.SQUEEZE, v.UNSQUEEZE, v.VIEW_AS)
-def reshape(call: GeometryCall) -> Found:
+def reshape(call: GeometryCall) -> MapResult:
     """The same pixels in another shape."""
     x = call.input
     result = recut(x, call.shape)
     if result is not None:
-        return Found(result)
+        return MapResult(result)
     lost = any(map(has_axis, x.dims))
     notes = ("pixels cannot be followed through this change of shape; the map ends here",) if lost else ()
-    return Found(tracked(map(channels, call.shape), x.axes, x.upsampled), notes)
+    return MapResult(tracked(map(channels, call.shape), x.axes, x.upsampled), notes)
 
 
 @geometry(v.PERMUTE, v.TRANSPOSE, v.REVERSED, v.ADJOINT, v.MOVEDIM)
@@ -237,7 +237,7 @@ def _settings(call: GeometryCall) -> list[tuple[int, ...]]:
 
 
 @geometry(v.UNFOLD)
-def unfold(call: GeometryCall) -> Found | None:
+def unfold(call: GeometryCall) -> MapResult | None:
     """``F.unfold``: windows as channels, their places as tokens."""
     x = call.input
     kernel, dilation, pad, stride = _settings(call)

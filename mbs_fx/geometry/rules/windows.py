@@ -21,7 +21,7 @@ from typing import Any
 from torch.fx import Node
 
 from mbs_fx.geometry.axes import Axis, Track, mixed_in, scaled
-from mbs_fx.geometry.call import Found, GeometryCall, along, fitted, shifted
+from mbs_fx.geometry.call import GeometryCall, MapResult, along, fitted, shifted
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.register import geometry
 from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
@@ -31,7 +31,7 @@ WINDOWS = frozenset((*v.CONVOLUTIONS, *v.MAX_POOL, *v.AVG_POOL, *v.LP_POOL, *v.A
 
 
 @geometry(*v.CONVOLUTIONS)
-def convolution(call: GeometryCall) -> Found | None:
+def convolution(call: GeometryCall) -> MapResult | None:
     """A window, or its transpose."""
     spec = of_module(call.module) if call.module is not None else any_conv(call.gm, call.node, call.values)
     if spec is None:
@@ -59,7 +59,7 @@ def seen_through(axis: Axis, size: int, kernel: int, stride: int, dilation: int)
 
 
 @geometry(*v.MAX_POOL, *v.AVG_POOL, *v.LP_POOL)
-def pool(call: GeometryCall) -> Found:
+def pool(call: GeometryCall) -> MapResult:
     """A window for each channel; an average over the whole map makes context."""
     dims, average = _dims(call), call.operation not in v.MAX_POOL
     kernel = per_axis(call.value("kernel_size"), dims)
@@ -86,7 +86,7 @@ def _computed(value: Any) -> bool:
 
 
 @geometry(*v.ADAPTIVE_POOL)
-def adaptive_pool(call: GeometryCall) -> Found:
+def adaptive_pool(call: GeometryCall) -> MapResult:
     """Windows as large as the sizes ask for."""
     return along(call, call.input, _dims(call), _adapted)
 
@@ -102,7 +102,7 @@ def _adapted(_: int, axis: Axis, size: int) -> Axis:
 
 
 @geometry(*v.FRACTIONAL_POOL)
-def fractional_pool(call: GeometryCall) -> Found:
+def fractional_pool(call: GeometryCall) -> MapResult:
     """Windows of one size in varying steps, which follow the ratio of sizes."""
     dims = _dims(call)
     kernel = per_axis(call.value("kernel_size"), dims)
@@ -110,7 +110,7 @@ def fractional_pool(call: GeometryCall) -> Found:
 
 
 @geometry(*v.UNPOOL)
-def unpool(call: GeometryCall) -> Found:
+def unpool(call: GeometryCall) -> MapResult:
     """The map at its size before the pooling."""
     return along(call, call.input, _dims(call), lambda _, axis, size: axis.resized(size))
 
@@ -119,7 +119,7 @@ _REACH = {"linear": 1, "bilinear": 1, "trilinear": 1, "bicubic": 3}
 
 
 @geometry(v.INTERPOLATE)
-def interpolate(call: GeometryCall) -> Found:
+def interpolate(call: GeometryCall) -> MapResult:
     """The stride follows the sizes; the field grows by the pixels that a new one is made of."""
     mode = call.value("mode", "nearest")
     antialias = call.module is None and bool(call.value("antialias", False))
@@ -137,13 +137,13 @@ def interpolate(call: GeometryCall) -> Found:
 
 
 @geometry(v.PIXEL_SHUFFLE)
-def pixel_shuffle(call: GeometryCall) -> Found:
+def pixel_shuffle(call: GeometryCall) -> MapResult:
     """Channels become finer pixels."""
     return along(call, call.input, 2, lambda _, axis, size: axis.resized(size), len(call.shape) - 3)
 
 
 @geometry(v.PIXEL_UNSHUFFLE)
-def pixel_unshuffle(call: GeometryCall) -> Found:
+def pixel_unshuffle(call: GeometryCall) -> MapResult:
     """Blocks of pixels become channels."""
     factor = call.value("downscale_factor")
     return along(call, call.input, 2, lambda _, a, n: a.windowed(n, factor, factor), len(call.shape) - 3)
