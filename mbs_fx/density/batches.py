@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.resolve import of_target
 from mbs_fx.shapes.graph_inputs import noted_on, require_graph
 
-CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-
-TRAINING = {F.dropout: 2, F.dropout1d: 2, F.dropout2d: 2, F.dropout3d: 2, F.alpha_dropout: 2, F.batch_norm: 5}
-"""Functions that behave differently in training, and where among their arguments that is said."""
+TRAINING = (v.DROPOUT, v.BATCH_NORM)
+"""Operations that behave differently in training, which a function is told by an argument."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,9 @@ class Signature:
                 direct = node.args and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
                 dims = len(module.kernel_size) + 2
                 return Signature(names, axes or dims, module.in_channels if direct else None)
-            if node.op == "call_function" and getattr(node.target, "__name__", "") in CONVOLUTIONS:
-                return Signature(names, axes or CONVOLUTIONS[node.target.__name__] + 2)
+            operation = of_target(node)
+            if operation in v.CONV and operation is not None:
+                return Signature(names, axes or (operation.dims or 2) + 2)
         return Signature(names, axes or 4)
 
     def is_single(self, item: Any) -> bool:
@@ -151,7 +151,8 @@ def check_graph(gm: Any) -> None:
 
 
 def _is_training(node: fx.Node) -> bool:
-    place = TRAINING.get(node.target)  # pyright: ignore[reportArgumentType]
+    operation = of_target(node)
+    place = operation.position("training") if operation is not None and operation in TRAINING else None
     positional = place is not None and len(node.args) > place and node.args[place] is True
     return positional or node.kwargs.get("training") is True
 

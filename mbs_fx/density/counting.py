@@ -23,6 +23,7 @@ from torch.fx.node import map_arg
 
 from mbs_fx.density.columns import Column, Columns
 from mbs_fx.density.fast_copy import fetch
+from mbs_fx.operations.resolve import named
 from mbs_fx.results.analysis import Activation
 
 CACHED = 1 << 18
@@ -33,8 +34,6 @@ EXACT = 1 << 24
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers as long as a floating-point number, by its bytes."""
-
-NEVER_NEGATIVE = {"relu", "relu6", "clamp", "clamp_min", "clip", "hardtanh"}
 
 Change = Callable[[Tensor], object] | None
 
@@ -58,7 +57,8 @@ def instrument(gm: fx.GraphModule, columns: Columns, activations: Mapping[str, A
         if asked:
             shapes.append(graph.call_function(getattr, (copy, "shape")))
             activation = activations[node.name]
-            signed = activation.kind.lower() not in NEVER_NEGATIVE
+            kind = named(activation.kind)
+            signed = kind is None or not kind.nonnegative
             counts.append(graph.call_function(tally, (copy, activation.channel_axis, signed, *selection)))
     inputs = tuple(copies[n] for n in gm.graph.nodes if n.op == "placeholder")
     outputs = map_arg(gm.graph.output_node().args[0], lambda n: copies[n])

@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.resolve import is_plain_layer, of_module
+
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -76,7 +77,8 @@ def _foldable(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if not isinstance(conv, fx.Node) or conv.op != "call_module" or len(conv.users) > 1:
             continue
         modules = _module(gm, conv), _module(gm, node)
-        plain = type(modules[0]) in CONVOLUTIONS and type(modules[1]) in NORMALISATIONS
+        kinds = [of_module(type(module)) for module in modules]
+        plain = kinds[0] in v.CONV and kinds[1] is v.BATCH_NORM and all(map(is_plain_layer, modules))
         alone = calls[conv.target] == 1 and not any(_is_modified(m) for m in modules)
         if plain and alone and modules[1].running_mean is not None and not modules[1].training:
             pairs[node] = conv

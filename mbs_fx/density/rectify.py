@@ -10,28 +10,28 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from mbs_fx.density.counting import Change, columns_of, tally
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.operation import Operation
+from mbs_fx.operations.resolve import is_in_place, is_plain_layer, named, of_module, of_target
 
-MODULES = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
-FUNCTIONS = {F.relu, torch.relu, torch.relu_}
-METHODS = {"relu", "relu_"}
-ADDITIONS = {operator.add, torch.add}
-LAYERS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
-)
+MAKERS = (v.ADD, v.CAT, *(found for name in ("sub", "mul") if (found := named(name)) is not None))
+"""Functions that make new memory."""
+
+LAYERS = (*v.CONV, v.LINEAR, v.BATCH_NORM)
+"""Layers that make new memory."""
 
 
 def fuse(gm: fx.GraphModule) -> fx.GraphModule:
     """Add in place, and join activations with the counting after them; in ``gm`` itself."""
     for node in gm.graph.nodes:
-        if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+        if _makes(node, (v.ADD,)) and len(node.args) == 2 and not node.kwargs:
             fresh = next((a for a in node.args if _is_fresh(gm, a)), None)
             if fresh is not None:
                 other = node.args[node.args.index(fresh) - 1]
@@ -59,8 +59,11 @@ def rectified(x: Tensor, low: float, high: float | None, *arguments: Any) -> tup
     return x, columns_of(x, change, *arguments)
 
 
-MAKERS = {*ADDITIONS, added, operator.sub, operator.mul, torch.cat}
-"""Functions that make new memory, or write where nobody else reads."""
+def _makes(node: fx.Node, operations: Sequence[Operation]) -> bool:
+    """Whether a function makes new memory, or writes where nobody else reads."""
+    if node.op != "call_function" or is_in_place(node):
+        return False
+    return node.target is added or of_target(node) in operations
 
 
 def _join(graph: fx.Graph, activation: fx.Node, count: fx.Node, change: tuple[float, float | None]) -> None:
@@ -77,18 +80,20 @@ def _change(gm: fx.GraphModule, node: fx.Node) -> tuple[float, float | None] | N
     """The limits that an activation clamps to, where it does nothing else."""
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))
-        if type(module) not in MODULES or module._forward_hooks or module._forward_pre_hooks:
+        if module._forward_hooks or module._forward_pre_hooks or not is_plain_layer(module):
             return None
-        return (module.min_val, module.max_val) if isinstance(module, nn.Hardtanh) else (0, None)
-    known = METHODS if node.op == "call_method" else FUNCTIONS
-    return (0, None) if node.target in known else None
+        operation = of_module(type(module))
+        if isinstance(module, nn.Hardtanh) and operation in (v.HARDTANH, v.RELU6):
+            return module.min_val, module.max_val
+        return (0, None) if operation is v.RELU else None
+    return (0, None) if of_target(node) is v.RELU else None
 
 
 def _owns_its_input(gm: fx.GraphModule, node: fx.Node) -> bool:
     source = node.args[0]
     if _is_in_place(gm, node) or _is_fresh(gm, source):
         return True
-    return isinstance(source, fx.Node) and len(source.users) == 1 and source.target in MAKERS
+    return isinstance(source, fx.Node) and len(source.users) == 1 and _makes(source, MAKERS)
 
 
 def _is_fresh(gm: fx.GraphModule, value: Any) -> bool:
@@ -96,10 +101,10 @@ def _is_fresh(gm: fx.GraphModule, value: Any) -> bool:
     if not isinstance(value, fx.Node) or value.op != "call_module" or len(value.users) > 1:
         return False
     module = gm.get_submodule(str(value.target))
-    return type(module) in LAYERS and not module._forward_hooks
+    return of_module(type(module)) in LAYERS and is_plain_layer(module) and not module._forward_hooks
 
 
 def _is_in_place(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
-    return node.target in ("relu_", torch.relu_) or node.kwargs.get("inplace") is True or node.args[1:] == (True,)
+    return is_in_place(node) or node.kwargs.get("inplace") is True or node.args[1:] == (True,)

@@ -181,13 +181,12 @@ def _found(call: GeometryCall, value: Any) -> MapResult:
     except Exception as error:
         if call.operation is not None and call.operation in geometry.rules and call.operation.added:
             raise MBSError(f"{call.where}: its geometry rule fails: {type(error).__name__}: {error}") from error
-        ended = _each(value, lambda shape: _ended(call, shape))
-        return MapResult(ended, ("its pixels cannot be followed; the map ends here",))
+        return _all_ended(call, value)
 
 
 def _by_rule(call: GeometryCall, value: Any) -> MapResult:
-    if _empty(value) or _empty([call.values[n.name] for n in call.node.all_input_nodes]):
-        call = replace(call, operation=None)  # a tensor without elements has no pixel to follow
+    if _empty(value):
+        return replace(_all_ended(call, value), notes=())
     rule = geometry.of(call.operation) if call.node.all_input_nodes else None
     result = rule(call) if rule is not None else None
     found = result if isinstance(result, MapResult) else MapResult(result)
@@ -207,6 +206,13 @@ def _empty(value: Any) -> bool:
     if isinstance(value, TensorShape):
         return 0 in value.shape
     return isinstance(value, tuple | list) and any(map(_empty, value))
+
+
+def _all_ended(call: GeometryCall, value: Any) -> MapResult:
+    """Results in which no pixel can be followed; a note says so where one entered."""
+    lost = any(has_axis(row) for operand in call.operands() for row in operand.dims)
+    notes = ("its pixels cannot be followed; the map ends here",) if lost else ()
+    return MapResult(_each(value, lambda shape: _ended(call, shape)), notes)
 
 
 def _ended(call: GeometryCall, shape: tuple[int, ...]) -> Track:
@@ -249,7 +255,8 @@ def _default(call: GeometryCall, value: Any) -> MapResult:
 
 
 def _kept(call: GeometryCall, operands: list[Track], shape: tuple[int, ...], notes: list[str]) -> Track:
-    if len(operands) == 1 and call.shape_of(call.first) == shape:
+    alone = len(operands) == 1 and call.shape_of(call.first) == shape
+    if alone and len(operands[0].dims) == len(shape):
         return operands[0]
     same = [_resized(x, shape, len(operands), notes) if len(x.dims) == len(shape) else x for x in operands]
     fitting = [x for x in same if len(x.dims) <= len(shape)]

@@ -97,6 +97,11 @@ def of_library(target: Any) -> bool:
     return module is None or module.split(".")[0] in LIBRARIES
 
 
+def is_plain_layer(module: nn.Module) -> bool:
+    """Whether a module is exactly a layer of ``torch.nn``: a subclass may compute something else."""
+    return type(module) in MODULES and type(module).__module__.startswith("torch.nn.modules.")
+
+
 def named(name: str) -> Operation | None:
     """The operation of a name as it is printed: of a function, a method or a class of ``torch.nn``."""
     kind = getattr(nn, name, None)

@@ -255,7 +255,7 @@ MESHGRID = operation("meshgrid", parameters="*tensors indexing")
 BATCH_NORM = operation(
     "batch_norm",
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm),
-    parameters="input running_mean running_var weight bias",
+    parameters="input running_mean running_var weight bias training",
 )
 INSTANCE_NORM = operation("instance_norm", _InstanceNorm, parameters="input running_mean running_var weight bias")
 LAYER_NORM = operation("layer_norm", nn.LayerNorm, parameters="input normalized_shape weight bias")

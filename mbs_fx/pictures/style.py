@@ -9,9 +9,10 @@ Semantics
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.resolve import named
 from mbs_fx.results.analysis import Operation
 
 MACROBLOCKS = ("#4a6fb5", "#8a5bb3", "#b2557f", "#2f8f9d", "#7d6b46", "#5b7f3b", "#6b6fd0", "#a04f4f")
@@ -56,25 +57,19 @@ DARK = {
 }
 
 _NARROW, _WIDE = frozenset("ijl|.,:;'!ftr()[] ·/-"), frozenset("mwMW@%→×β⌈⌉–…")
-_SHORT = {
-    "adaptive_avg_pool2d": "avg pool",
-    "avg_pool2d": "avg pool",
-    "max_pool2d": "max pool",
-    "batch_norm": "bn",
-    "iadd": "add",
-    "add_": "add",
-    "getitem": "slice",
+_WORDS = {
+    **dict.fromkeys(v.CONV, "conv"),
+    **dict.fromkeys(v.CONV_TRANSPOSE, "transposed conv"),
+    **dict.fromkeys(v.AVG_POOL, "avg pool"),
+    **dict.fromkeys(v.MAX_POOL, "max pool"),
+    **{each: "avg pool" if "avg" in each.name else "max pool" for each in v.ADAPTIVE_POOL},
+    v.BATCH_NORM: "bn",
+    v.DROPOUT: "dropout",
+    v.ADD: "add",
+    v.GETITEM: "slice",
 }
-_PATTERNS = (
-    (re.compile(r"^(Sync)?BatchNorm\dd$"), "bn"),
-    (re.compile(r"^BatchNormAct2d$"), "bn · act"),  # timm's, which holds its activation
-    (re.compile(r"^Adaptive(Avg|Max)Pool\dd$"), r"\1 pool"),
-    (re.compile(r"^(Avg|Max)Pool\dd$"), r"\1 pool"),
-    (re.compile(r"^ConvTranspose\dd$"), "transposed conv"),
-    (re.compile(r"^conv_transpose\dd$"), "transposed conv"),
-    (re.compile(r"^[Cc]onv\dd(Same)?$"), "conv"),
-    (re.compile(r"^Dropout\dd$"), "dropout"),
-)
+_OTHERS = {"BatchNormAct2d": "bn · act", "Conv2dSame": "conv"}
+"""Layers of timm: a normalisation that holds its activation, a convolution that pads by itself."""
 
 
 def macroblock_colour(index: int) -> str:
@@ -107,12 +102,9 @@ def fitted(text: str, width: float, size: float, bold: bool = False, keep_end: b
 
 def kind_word(operation: Operation) -> str:
     """What an operation is called in a box."""
-    kind = operation.kind
-    word = _SHORT.get(kind)
-    if word is None:
-        found = next(((p, s) for p, s in _PATTERNS if p.match(kind)), None)
-        word = found[0].sub(found[1], kind).lower() if found is not None else kind.lower().rstrip("_")
-    return word
+    kind = named(operation.kind)
+    word = _OTHERS.get(operation.kind) or (_WORDS.get(kind) if kind is not None else None)
+    return word or operation.kind.lower().rstrip("_")
 
 
 def window(operation: Operation) -> str:

@@ -26,13 +26,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from mbs_fx.operations.resolve import is_in_place, of_library, of_target
+
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
 _PLAIN = frozenset({int, float, bool, str, type(None)})
-_LIBRARIES = frozenset({"torch", "torchvision", "math", "operator", "_operator", "builtins"})
-_TRANSPOSES = frozenset({"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"})
-_RESHAPES_IN_PLACE = _TRANSPOSES | {"resize_", "resize_as_", "as_strided_", "set_"}
-
 _BATCH_NORM_DIMS: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
@@ -49,8 +47,7 @@ class FakeInterpreter(Interpreter):
         self.results: dict[Hashable, Any] = {}
         self.metas: dict[Hashable, Tensor] = {}
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        names = (getattr(node.target, "__name__", node.target) for node in gm.graph.nodes)
-        self.shares = _RESHAPES_IN_PLACE.isdisjoint(name for name in names if isinstance(name, str))
+        self.shares = not any(map(_reshapes_in_place, gm.graph.nodes))
         first = next((p for p in gm.parameters() if p.is_floating_point()), torch.empty(0))
         self.dtype = first.dtype
         self.device = next(chain(gm.parameters(), gm.buffers()), first).device
@@ -252,8 +249,13 @@ def _module_key(module: nn.Module) -> Hashable:
 def _of_library(call: Any) -> bool:
     if isinstance(call, nn.Module):
         return _library_layer(type(call)) and all(map(_of_library, call.children()))
-    module = getattr(call, "__module__", None)
-    return module is None or module.split(".")[0] in _LIBRARIES or isinstance(call, _Method)
+    return isinstance(call, _Method) or of_library(call)
+
+
+def _reshapes_in_place(node: Node) -> bool:
+    """Whether a node changes the shape of the tensor that it is given."""
+    operation = of_target(node)
+    return operation is not None and operation.moves and is_in_place(node)
 
 
 @cache

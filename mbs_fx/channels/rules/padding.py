@@ -78,14 +78,14 @@ def repeat_rule(call: ChannelCall) -> Any:
     """``x.repeat(times)``: whole axes are repeated; an axis of size 1 becomes an axis of its own."""
     rank = len(call.shape)
     labels, full = _grown(call)
-    if 0 in call.shape:
-        return call.freeze("makes a tensor without elements")
     times, where, first = call.collected("repeats")
     first -= rank - len(times)
     edits: list[Edit] = []
     for axis, count in enumerate(times, rank - len(times)):
         value = int(call.evaluated(count))
-        if full[axis] > 1 and value > 1:
+        if value == 0:
+            labels = move.without(labels, axis)
+        elif full[axis] > 1 and value > 1:
             labels = move.tile(labels, axis, value)
         elif value > 1 and call.channel_count(count):
             grown = along(call.ties.new(value), axis, rank)

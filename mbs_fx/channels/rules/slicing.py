@@ -31,9 +31,9 @@ def concatenate_rule(call: ChannelCall) -> LabelResult:
 
 
 def concatenated(call: ChannelCall, operands: list[tuple[Labels, tuple[int, ...]]], axis: int) -> LabelResult:
-    """Operands (labels, shape) side by side along an axis; what has no elements is left out."""
+    """Operands (labels, shape) side by side along an axis; torch leaves out an empty vector among others."""
     rank = len(call.shape)
-    held = [(labels, shape) for labels, shape in operands if len(shape) == rank and 0 not in shape]
+    held = [(labels, shape) for labels, shape in operands if len(shape) == rank]
     joined = tuple(f for labels, _ in held for f in labels if f.shape[axis] > 1) if len(operands) > 1 else None
     reason = f"{call.where}: meets channels that stay"
     return LabelResult(move.concatenate(held, axis, call.ties, reason), joined=joined)

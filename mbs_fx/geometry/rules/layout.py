@@ -132,7 +132,7 @@ def narrow(call: GeometryCall) -> Track:
 @geometry(v.CAT)
 def cat(call: GeometryCall) -> Track | None:
     """Parts side by side; along an axis of the map, the longest part says how far the whole is moved."""
-    parts = [t for t in call.sequence(call.source) if len(t.dims) == len(call.shape)]
+    parts = [t for t in call.sequence(call.source) if len(t.dims) == len(call.shape) and not _empty(t)]
     dim = int(call.value("dim", 0)) % len(call.shape)
     size = call.shape[dim]
     indices = {part.lone(dim) for part in parts}
@@ -146,6 +146,10 @@ def cat(call: GeometryCall) -> Track | None:
             row = (Atom(index, size),)
         joined.append(Track((*part.dims[:dim], row, *part.dims[dim + 1 :]), axes, part.upsampled))
     return merged(joined, call.shape) if joined else None
+
+
+def _empty(x: Track) -> bool:
+    return any(atom.size == 0 for row in x.dims for atom in row)
 
 
 def _offset_of_the_longest(axes: list[Axis], size: int) -> int | Fraction:
