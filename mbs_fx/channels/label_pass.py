@@ -30,7 +30,7 @@ from mbs_fx.channels.records import LabelResult
 from mbs_fx.channels.rules.padding import MADE
 from mbs_fx.channels.shape_numbers import counts_channels, fixed_counts
 from mbs_fx.errors import MBSError
-from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.call import holds_tensor
 from mbs_fx.operations.register import channels
 from mbs_fx.operations.resolve import of_module, of_target
 
@@ -60,7 +60,7 @@ def _labels(flow: Flow, node: Node) -> Any:
             flow.ties.freeze(factor, "network output")
         return FROZEN
     call = _call(flow, node)
-    if not _has_tensor(flow.shapes[node.name]):
+    if not holds_tensor(flow.shapes[node.name]):
         if flow.shapes[node.name] is None and node.target is not torch._assert:
             flow.freeze(node, "writes into a tensor, or returns nothing")
         flow.labels[node.name] = FROZEN
@@ -163,11 +163,3 @@ def _keep_boxes(flow: Flow) -> None:
                 axis = shrinking_axis(factor)
                 parts = factor.size // factor.shape[axis]
                 flow.ties.balance(np.moveaxis(factor, axis, -1).reshape(-1), parts)
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, TensorShape):
-        return True
-    if isinstance(value, list | tuple):
-        return any(_has_tensor(v) for v in value)
-    return isinstance(value, dict) and any(_has_tensor(v) for v in value.values())

@@ -29,7 +29,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.geometry.call import GeometryCall, MapResult, fitted
 from mbs_fx.geometry.rules.windows import WINDOWS
-from mbs_fx.operations.call import TensorShape
+from mbs_fx.operations.call import TensorShape, holds_tensor
 from mbs_fx.operations.register import geometry
 from mbs_fx.operations.resolve import of_module, of_target
 from mbs_fx.results.analysis import Geometry
@@ -165,16 +165,16 @@ def _located(track: Track) -> Located | None:
 def _geometry(track: Track, indices: list[int]) -> Geometry:
     axes = [track.axes[index] for index in indices]
     return Geometry(
-        spatial_size=tuple(axis.size for axis in axes),
+        spatial_size=tuple(int(axis.size) for axis in axes),
         stride=tuple(float(axis.stride) for axis in axes),
         receptive_field=tuple(float(axis.field) for axis in axes),
-        upsampled=track.upsampled,
+        upsampled=bool(track.upsampled),
     )
 
 
 def _found(call: GeometryCall, value: Any) -> MapResult:
     """What is known of a node's result; a rule that fails ends the map, with a note."""
-    if call.node.op in ("output", "get_attr") or not _has_tensor(value):
+    if call.node.op in ("output", "get_attr") or not holds_tensor(value):
         return MapResult(None)
     try:
         return _by_rule(call, value)
@@ -228,10 +228,6 @@ def _each(value: Any, make: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_each(item, make) for item in value)
     return {key: _each(item, make) for key, item in value.items()} if isinstance(value, dict) else None
-
-
-def _has_tensor(value: Any) -> bool:
-    return isinstance(value, TensorShape) or _first(_each(value, bare)) is not None
 
 
 def _start(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Track:

@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, varying, vector
-from mbs_fx.operations.call import Call
+from mbs_fx.operations.call import Call, holds_tensor
 from mbs_fx.operations.operation import Zeros
 from mbs_fx.operations.register import channels
 from mbs_fx.operations.resolve import of_module, of_target, spelling
@@ -98,6 +98,8 @@ def _bits(mask: int) -> list[int]:
 def _mixes(flow: Flow, node: Node) -> bool:
     """Whether the walk ends: channels are mixed, nothing is known of them, or the result is no tensor."""
     if node.name in flow.mixers or node.op in ("placeholder", "get_attr", "output"):
+        return True
+    if not holds_tensor(flow.shapes[node.name]):
         return True
     module = flow.modules[str(node.target)] if node.op == "call_module" else None
     operation = of_target(node) if module is None else of_module(type(module))

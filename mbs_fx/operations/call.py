@@ -32,6 +32,13 @@ class TensorShape:
     dtype: torch.dtype
 
 
+def holds_tensor(value: Any) -> bool:
+    """Whether a value that a node returns is a tensor, or holds one."""
+    if isinstance(value, list | tuple):
+        return any(map(holds_tensor, value))
+    return isinstance(value, TensorShape) or (isinstance(value, dict) and any(map(holds_tensor, value.values())))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """A node of a graph, the operation that it applies, and what every node before it returns.

@@ -48,13 +48,13 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
     if _foreign(module):
         return call.freeze("its weight is computed from parameters elsewhere")
     inp = vector(call.input, 1, module.in_channels, call.ties)
-    groups: int = module.groups
+    groups, out_width = int(module.groups), int(module.out_channels)
     depthwise = 1 < groups == module.in_channels
     if depthwise:
-        out = mixing.depthwise_output(inp, module.out_channels)
+        out = mixing.depthwise_output(inp, out_width)
     else:
         known = call.layers.get(call.path)
-        out = known.out if known else call.ties.new(module.out_channels)
+        out = known.out if known else call.ties.new(out_width)
         if groups > 1:
             mixing.balance_groups(call, out, inp, groups)
     attributes: dict[str, Any] = {"in_channels": Count(inp), "out_channels": Count(out)}
@@ -127,7 +127,7 @@ def linear_rule(call: ChannelCall) -> LabelResult:
     rank, labels = len(call.shape), call.input
     inp = vector(labels, rank - 1, module.in_features, call.ties)
     known = call.layers.get(call.path)
-    out = known.out if known else call.ties.new(module.out_features)
+    out = known.out if known else call.ties.new(int(module.out_features))
     tensors: dict[str, tuple[Factor | None, ...]] = {"weight": (out, inp)}
     if module.bias is not None:
         tensors["bias"] = (out,)

@@ -145,7 +145,7 @@ def pixel_shuffle(call: GeometryCall) -> MapResult:
 @geometry(v.PIXEL_UNSHUFFLE)
 def pixel_unshuffle(call: GeometryCall) -> MapResult:
     """Blocks of pixels become channels."""
-    factor = call.value("downscale_factor")
+    factor = int(call.value("downscale_factor"))
     return along(call, call.input, 2, lambda _, a, n: a.windowed(n, factor, factor), len(call.shape) - 3)
 
 
