@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from mbs_fx.operations.register import Registration
+from mbs_fx.operations.resolve import registered
+
 GPU = torch.cuda.is_available()
 
 # The same examples in every run, and no limits in seconds.
@@ -45,6 +48,15 @@ def _gpu_where_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         if not GPU:
             pytest.skip("needs a CUDA device")
         monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def _registrations_end_with_their_test() -> Iterator[None]:
+    """What a test registers and does not take back is gone afterwards."""
+    yield
+    for kind, operations in list(registered.items()):
+        for operation in list(operations):
+            Registration(kind, operation).undo()
 
 
 @pytest.fixture(autouse=True)
