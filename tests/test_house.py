@@ -146,3 +146,7 @@ def test_the_documentation_has_every_folder_in_this_order() -> None:
     named = [Path(name).stem for row in rows for name in re.findall(r"`([\w./]+)`", row)]
     assert named == sorted(named, key=STEP.__getitem__)
     assert {room(module) for module in TREES} - set(named) == {"__init__"}
+
+
+def test_type_checkers_read_the_annotations() -> None:
+    assert (PACKAGE / "py.typed").is_file()
