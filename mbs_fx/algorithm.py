@@ -1,58 +1,77 @@
-"""Algorithm 1 of the paper, from effective flops to one scaling factor per macroblock.
+"""Algorithm 1 of the paper, from densities and flops to one scaling factor per macroblock.
 
-No tensors, no graphs: a convolution is its receptive field, its macroblock and its effective flops.  Equation
-numbers are the paper's, and each equation is one function.  docs/semantics.md says how rectangular inputs are treated.
+No tensors and no graphs: convolution c_j is its density p_j, its flops, its receptive field and the index of its
+macroblock.  Step and equation numbers are the paper's.  Each equation is one function, and `macroblock_scaling` is
+the algorithm; planning, the stopping rule, repeated reduction and the plots call them.
 
-The functions of arrays answer for many thresholds at once: ``fields`` is (convolutions, axes), thresholds and
-boundaries are (thresholds, axes), E_base is (thresholds,), E_total is (macroblocks,).
+Shapes: n convolutions, M macroblocks, T thresholds, and A axes of the input, one for each spatial axis.
+docs/semantics.md says how rectangular inputs are treated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Number = TypeVar("Number", float, Floats)
 
 
-@dataclass(frozen=True, slots=True)
-class ConvFact:
-    """RF(c_j) per axis in input pixels, the index of its macroblock, and p_j x flop(c_j)."""
-
-    receptive_field: tuple[float, ...]
-    macroblock: int
-    effective_flops: float
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scaling:
-    """What Algorithm 1 finds for one macroblock m_i."""
+    """What Algorithm 1 computes: E_total (M,), E_base (T,), r (T, M) and beta (T, M)."""
 
-    e_total: float
-    e_base: float
-    redundancy: float
-    beta: float
+    e_total: Floats
+    e_base: Floats
+    redundancy: Floats
+    beta: Floats
 
 
-def on_axes(fields: Sequence[Sequence[float]], axes: int) -> Floats:
-    """Receptive fields of convolutions on the axes of the input, (convolutions, axes).
+def macroblock_scaling(
+    p: ArrayLike, flops: ArrayLike, macroblock: Sequence[int], fields: Floats, thresholds: Floats
+) -> Scaling:
+    """Steps 6 to 24 of Algorithm 1 for T thresholds at once; `scaled_width` is step 25.
 
-    Where a convolution has fewer axes they are the last, and only these decide.
+    Args:
+        p: p_j (n,), 0 for a convolution without a ReLU output v_j.
+        flops: flop(c_j) (n,), multiply-adds for one image.
+        macroblock: the index of the macroblock of each convolution (n,); m_0 comes first in the network.
+        fields: RF(c_j) on every axis (n, A), see `on_axes`.
+        thresholds: z in pixels on every axis (T, A).
+
     """
-    result = np.full((len(fields), axes), np.inf)
-    for row, field in zip(result, fields, strict=True):
-        own = field[-axes:]
-        row[axes - len(own) :] = own
-    return result
+    e = effective_flops(p, flops)  # step 6
+    e_total = total_flops(e, macroblock)  # steps 9 and 11 to 14
+    e_base = base_flops(e, base_layers(fields, boundaries(fields, thresholds)))  # steps 10 and 15 to 17
+    return scaling_at(e_total, e_base)  # steps 19 to 24
+
+
+def scaling_at(e_total: Floats, e_base: Floats) -> Scaling:
+    """Steps 19 to 24 of Algorithm 1, for any T values of E_base."""
+    r = redundancy(e_total, e_base[:, None])
+    return Scaling(e_total, e_base, r, scaling_factor(r))
+
+
+def effective_flops(p: ArrayLike, flops: ArrayLike) -> Floats:
+    """e_cj (n,): step 6, Eq. 4."""
+    return np.asarray(p, np.float64) * np.asarray(flops, np.float64)
+
+
+def total_flops(effective: Floats, macroblock: Sequence[int]) -> Floats:
+    """E_total(m_i) (M,), the sum over m_0 .. m_i: steps 11 to 14, Eq. 5."""
+    index = np.asarray(macroblock, np.int64)
+    within = index <= np.arange(index.max(initial=-1) + 1)[:, None]
+    return np.where(within, effective, 0.0).sum(axis=1)
 
 
 def boundaries(fields: Floats, thresholds: Floats) -> Floats:
-    """The smallest receptive field greater than each threshold, per axis (Eq. 3); infinite where there is none."""
-    result = np.empty_like(thresholds)
+    """The smallest receptive field greater than the threshold on each axis (T, A): Eq. 3; infinite where none is."""
+    result = np.empty(thresholds.shape)
     for axis in range(fields.shape[1]):
         sizes = np.append(np.unique(fields[:, axis]), np.inf)
         result[:, axis] = sizes[np.searchsorted(sizes[:-1], thresholds[:, axis], side="right")]
@@ -60,66 +79,48 @@ def boundaries(fields: Floats, thresholds: Floats) -> Floats:
 
 
 def base_layers(fields: Floats, limits: Floats) -> NDArray[np.bool_]:
-    """RF(c_j) <= boundary, (thresholds, convolutions); an enhancement layer exceeds the boundary on every axis."""
+    """RF(c_j) <= boundary (T, n): step 15.  An enhancement layer exceeds the boundary (T, A) on every axis."""
     return np.any(fields[None] <= limits[:, None], axis=2)
 
 
-def effective_flops(p: float, flops: int) -> float:
-    """e_cj (Eq. 4)."""
-    return p * flops
-
-
-def total_flops(effective: Floats, macroblock: Sequence[int], macroblocks: int) -> Floats:
-    """E_total(m_i), the sum over m_0 .. m_i (Eq. 5)."""
-    within = np.array(macroblock) <= np.arange(macroblocks)[:, None]
-    return np.where(within, effective, 0.0).sum(axis=1)
-
-
 def base_flops(effective: Floats, base: NDArray[np.bool_]) -> Floats:
-    """E_base, the sum over all base layers of the network, for each threshold (Eq. 6)."""
+    """E_base (T,), the sum over all base layers of the network: steps 15 to 17, Eq. 6."""
     return np.where(base, effective, 0.0).sum(axis=1)
 
 
-def redundancy(e_total: Floats, e_base: Floats) -> Floats:
-    """r_i (Eq. 7), (thresholds, macroblocks); 0 where E_total <= E_base (steps 19 to 24)."""
-    total = np.where(e_total > e_base[:, None], e_total, 1.0)
-    return np.where(e_total > e_base[:, None], 1 - e_base[:, None] / total, 0.0)
+def redundancy(e_total: ArrayLike, e_base: ArrayLike) -> Floats:
+    """r_i: steps 19 and 20, Eq. 7; 0 where E_total <= E_base, so that step 23 follows from Eq. 9."""
+    total, base = np.broadcast_arrays(np.asarray(e_total, np.float64), np.asarray(e_base, np.float64))
+    return 1 - np.divide(base, total, out=np.ones(total.shape), where=total > base)
 
 
-def scaling_factor(r: Any) -> Any:
-    """beta_i (Eq. 9)."""
+def scaling_factor(r: Number) -> Number:
+    """beta_i: steps 21 and 23, Eq. 9."""
     return 1 / (1 + r)
 
 
-def base_flops_at(beta: Floats, e_total: float) -> Floats:
-    """The E_base at which a macroblock gets these factors: Eq. 9 and 7 solved for it."""
+def redundancy_of(beta: Number) -> Number:
+    """r_i of a scaling factor: Eq. 9 solved for it."""
+    return 1 / beta - 1
+
+
+def base_flops_of(beta: Floats, e_total: float) -> Floats:
+    """The E_base at which a macroblock has these scaling factors: Eq. 9 and 7 solved for it."""
     return e_total * (2 - 1 / beta)
 
 
-def scaled_width(beta: Any, width: int) -> Any:
-    """ceil(beta x width), step 25; a hair's breadth above a whole number is rounding error of beta."""
+def scaled_width(beta: float | Floats, width: int) -> Counts:
+    """ceil(beta x width), at least 1: step 25, Eq. 8.  Up to 1e-9 x width above a whole number is rounded down."""
     return np.maximum(1, np.ceil(beta * width - 1e-9 * width)).astype(np.int64)
 
 
-def scalings(e_total: Floats, e_base: float) -> list[Scaling]:
-    """Steps 19 to 24 for every macroblock, at one E_base."""
-    r = redundancy(e_total, np.array([e_base]))[0]
-    return [Scaling(float(e), e_base, float(x), float(scaling_factor(x))) for e, x in zip(e_total, r, strict=True)]
+def on_axes(fields: Sequence[Sequence[float]], axes: int) -> Floats:
+    """Receptive fields on the A axes of the input (n, A).
 
-
-def boundary(fields: Sequence[tuple[float, ...]], threshold: Sequence[float]) -> tuple[float, ...]:
-    """`boundaries` for one threshold."""
-    return tuple(boundaries(np.array(fields, float), np.array([threshold], float))[0].tolist())
-
-
-def is_base(field: tuple[float, ...], limit: tuple[float, ...]) -> bool:
-    """`base_layers` for one convolution and one boundary."""
-    return any(rf <= bound for rf, bound in zip(field, limit, strict=True))
-
-
-def macroblock_scaling(convs: Sequence[ConvFact], macroblocks: int, limit: tuple[float, ...]) -> list[Scaling]:
-    """Steps 8 to 26 of Algorithm 1 for macroblocks m_0 .. m_{M-1}, with the boundary of Eq. 3."""
-    effective = np.array([c.effective_flops for c in convs])
-    base = np.array([[is_base(c.receptive_field, limit) for c in convs]])
-    e_total = total_flops(effective, [c.macroblock for c in convs], macroblocks)
-    return scalings(e_total, float(base_flops(effective, base)[0]))
+    A convolution with fewer axes has the last ones, and only these decide about it.
+    """
+    result = np.full((len(fields), axes), np.inf)
+    for row, field in zip(result, fields, strict=True):
+        own = field[-axes:]
+        row[axes - len(own) :] = own
+    return result

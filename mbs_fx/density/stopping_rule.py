@@ -2,9 +2,8 @@
 
 Semantics
 - beta_i depends on the densities through one ratio x = E_base / E_total(m_i), both sums over layers of one
-  image, averaged over images: beta = 1 / (2 - x) for x < 1, else 1 (Eq. 7 and 9).  "Is x above the value
-  where this width changes" is then "is the mean of A - x B above 0", with A and B the two sums of one
-  image: no linearisation.
+  image, averaged over images (Eq. 7 and 9).  Whether x is above the value where a width changes is whether
+  the mean of A - x B is above 0, with A and B the two sums of one image: nothing is linearised.
 - The interval for x holds at all numbers of images at once (a confidence sequence: Robbins' normal
   mixture), so looking after every batch is free.  Drawing without replacement from a set of N is a Brownian
   bridge; its clock is n / (1 - n/N), and at n = N the interval is a point.
@@ -23,12 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from mbs_fx.algorithm import base_layers, boundaries, on_axes, scaled_width
-from mbs_fx.density.columns import Counts, Floats
+from mbs_fx.algorithm import (
+    Counts,
+    Floats,
+    base_flops,
+    base_layers,
+    redundancy,
+    scaled_width,
+    scaling_factor,
+    total_flops,
+)
 from mbs_fx.density.statistics import Moments
-from mbs_fx.planning.allocation import targets
 from mbs_fx.results.analysis import Analysis, Stream
 from mbs_fx.results.density import Density, Interval
+from mbs_fx.results.stream_widths import targets
 
 TYPICAL = 128
 """The number of images at which the intervals are tightest for their confidence."""
@@ -56,20 +63,21 @@ class Factor:
 
 
 def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[Factor, ...]:
-    """Every scaling factor of a network, for each threshold."""
+    """Every scaling factor of a network, for each threshold.
+
+    The weight of a statistic in a sum is what Eq. 5 or Eq. 6 gives with 1 for this statistic and 0 for the others.
+    """
     size = max(index.values(), default=-1) + 1
-    fields = on_axes([conv.receptive_field for conv in analysis.convs], len(analysis.input_size))
-    is_base = base_layers(fields, boundaries(fields, np.outer(zs, analysis.input_size)))
-    found: list[Factor] = []
-    for z, below in zip(zs, is_base, strict=True):
-        base = np.zeros(size)
-        own = np.zeros((len(analysis.macroblocks), size))
-        for conv, within in zip(analysis.convs, below, strict=True):
-            if conv.name in index:
-                own[conv.macroblock, index[conv.name]] += conv.flops
-                base[index[conv.name]] += conv.flops if within else 0
-        found += [Factor(z, i, base, total) for i, total in enumerate(own.cumsum(axis=0))]
-    return tuple(found)
+    is_base = base_layers(analysis.fields, analysis.boundaries(zs))
+    statistic = np.array([index.get(conv.name, -1) for conv in analysis.convs])
+    flops = np.array([conv.flops for conv in analysis.convs], np.float64)
+    place = [conv.macroblock for conv in analysis.convs]
+    total = np.zeros((len(analysis.macroblocks), size))
+    base = np.zeros((len(zs), size))
+    for j in range(size):
+        effective = np.where(statistic == j, flops, 0.0)
+        total[:, j], base[:, j] = total_flops(effective, place), base_flops(effective, is_base)
+    return tuple(Factor(z, i, base[k], total[i]) for k, z in enumerate(zs) for i in range(len(total)))
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def judge(
     level = (1 - confidence) / max(1, sum(not factor.fixed for factor in asked))
     reach = half_width(images, population, level)
     x = np.array([(1.0, 1.0, 1.0) if f.fixed else _ratio(f, mean, covariance, reach) for f in asked])
-    low, beta, high = 1 / (2 - np.minimum(x, 1.0)).T
+    low, beta, high = scaling_factor(redundancy(1.0, x)).T
     places = np.array([factor.macroblock for factor in asked])
     settled = (_widths(analysis, places, low) == _widths(analysis, places, high)).all(axis=0)
     return tuple(

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mbs_fx.algorithm import is_base
+import numpy as np
+
+from mbs_fx.algorithm import base_layers
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.candidates import Setting
-from mbs_fx.planning.overrides import resolve
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Operation, Segment
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
@@ -126,13 +126,15 @@ def boundary_of(analysis: Analysis, plan: Plan | None, z: float | None) -> tuple
         return None
     if not z > 0:
         raise MBSError(f"z = {z}: the threshold is a positive multiple of the input size, for example 1.0")
-    return tuple(Setting(analysis, None, resolve(analysis)).boundaries([z])[0].tolist())
+    return tuple(analysis.boundaries([z])[0].tolist())
 
 
 def on_base_side(field: tuple[float, ...], boundary: tuple[float, ...] | None) -> bool | None:
     """Eq. 6 for a receptive field, on the axes that it has; None where nothing decides."""
     axes = min(len(field), len(boundary or ()))
-    return is_base(field[-axes:], boundary[-axes:]) if axes and boundary is not None else None
+    if not axes or boundary is None:
+        return None
+    return bool(base_layers(np.array([field[-axes:]]), np.array([boundary[-axes:]]))[0, 0])
 
 
 def _width(conv: Conv, plan: Plan | None) -> tuple[int, int]:

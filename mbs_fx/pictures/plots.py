@@ -16,12 +16,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mbs_fx.algorithm import effective_flops
 from mbs_fx.errors import MBSError
 from mbs_fx.pictures.network_boxes import check, on_base_side
 from mbs_fx.pictures.png import EXTRA
 from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour, size
 from mbs_fx.pictures.target import target
-from mbs_fx.planning.candidates import share
+from mbs_fx.planning.candidates import densities
 from mbs_fx.planning.plan import plan as make_plan
 from mbs_fx.planning.sweep import Sweep, sweep
 from mbs_fx.results.analysis import Analysis, Conv
@@ -186,7 +187,7 @@ def flops_panel(axes: Axes, analysis: Analysis, density: Density | None, plan: P
     )
     axes.set(title=title, xlabel="convolution", ylabel="million multiply-adds")
     whole = [conv.flops / 1e6 for conv in analysis.convs]
-    used = [share(density, c) * c.flops / 1e6 if c.counted else 0.0 for c in analysis.convs]
+    used = effective_flops(densities(analysis, density), whole)
     for index, run in _by_macroblock(analysis):
         edges = [i - 0.5 for i in (*run, run[-1] + 1)]
         colour = macroblock_colour(index)

@@ -1,8 +1,7 @@
 """From target widths to kept choices per cell, for many plans at once, and back for one.
 
 Semantics (rules 3 and 4 of docs/semantics.md)
-- A stream's target is ceil(beta x width); where the design makes it a multiple of another stream, that multiple.
-  Groups and shuffles round it up to the next feasible width, and so does the multiple that the caller asks for.
+- The target width of every stream is given (`mbs_fx.results.stream_widths`).
 - Streams are served in the order of macroblocks, those bound by additions first: channels shared with an earlier
   stream are already decided, the new ones make up the difference.
 - Where counting does not come out even inside an opaque segment, the segment keeps its width.
@@ -12,77 +11,14 @@ Semantics (rules 3 and 4 of docs/semantics.md)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mbs_fx.algorithm import Counts
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis, Cell, Stream, Width
-
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Grain:
-    """Widths are multiples of ``multiple`` and at least ``least``, but never above the original."""
-
-    multiple: int = 1
-    least: int = 1
-
-
-ALL = Grain()
-"""Every width will do."""
-
-
-def targets(
-    analysis: Analysis,
-    wanted: Callable[[Stream], Any],
-    fixed: Mapping[int, int],
-    free: Collection[int] = (),
-    grain: Grain = ALL,
-) -> dict[int, Any]:
-    """Target width of every stream: a number, or one number per plan.
-
-    ``wanted`` is ceil(beta x width), ``fixed`` what the caller decided, ``free`` are streams that follow no other.
-    """
-    result: dict[int, Any] = {}
-
-    def target(stream: Stream) -> Any:
-        if stream.index not in result:
-            if stream.index in fixed:
-                result[stream.index] = fixed[stream.index]
-            elif stream.base is not None and stream.index not in free:
-                multiple = stream.ratio * target(analysis.streams[stream.base])
-                result[stream.index] = _feasible(analysis, stream, multiple, grain)
-            else:
-                result[stream.index] = _feasible(analysis, stream, wanted(stream), grain)
-        return result[stream.index]
-
-    for stream in analysis.streams:
-        target(stream)
-    return result
-
-
-def _feasible(analysis: Analysis, stream: Stream, width: Any, grain: Grain) -> Any:
-    """The next width that groups, shuffles and the caller's grain allow."""
-    unit, fixed = step_of(analysis, stream), stream.out.fixed
-    number = np.maximum(-((fixed - np.maximum(width, grain.least)) // unit), 1)
-    period = grain.multiple // math.gcd(unit, grain.multiple)
-    first = next((n for n in range(period) if (fixed + n * unit) % grain.multiple == 0), None)
-    if first is not None:
-        number = number + (first - number) % period
-    return np.minimum(stream.width, fixed + number * unit)
-
-
-def step_of(analysis: Analysis, stream: Stream) -> int:
-    """The part of a stream's width that is chosen is a multiple of this."""
-    if len(stream.out.terms) == 1:
-        cell, share = stream.out.terms[0]
-        return math.lcm(stream.step, math.ceil(share) * analysis.cells[cell].step)
-    return stream.step
 
 
 def integers(width: Width) -> tuple[int, list[tuple[int, int]]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbs_fx import algorithm
-from mbs_fx.algorithm import Scaling
-from mbs_fx.planning.allocation import Counts, check_had, partners
-from mbs_fx.planning.candidates import Setting, share
+from mbs_fx.algorithm import Counts, Scaling
+from mbs_fx.planning.allocation import check_had, partners
+from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import Overrides
 from mbs_fx.results.analysis import Analysis, Macroblock, Stream
 from mbs_fx.results.density import Density
@@ -20,65 +20,70 @@ from mbs_fx.results.plan import MacroblockPlan, Plan
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a plan stands: its threshold (None where all factors are the caller's) and its E_base.
+    """The threshold of a plan, None where all factors are the caller's.
 
     ``beyond`` is the share of the layers just beyond the boundary that counts as base.
     """
 
     z: float | None
-    e_base: float
     beyond: float = 0.0
 
 
-def assemble(setting: Setting, points: Sequence[Point], notes: Sequence[str] = ()) -> list[Plan]:
-    """The plan at each point."""
-    counts = setting.counts(np.array([point.e_base for point in points]))
-    return _Assembly(setting, counts).plans(points, tuple(notes))
+def assemble(problem: Problem, scaling: Scaling, points: Sequence[Point], notes: Sequence[str] = ()) -> list[Plan]:
+    """One plan for each E_base of a scaling; ``points`` say to which thresholds they belong."""
+    return _Assembly(problem, scaling).plans(points, tuple(notes))
 
 
-def original(setting: Setting) -> Plan:
+def unscaled(problem: Problem) -> Plan:
+    """The plan with the caller's factors and widths alone."""
+    own = replace(problem, scaled=False)
+    return assemble(own, own.at([np.inf]), [Point(None)])[0]
+
+
+def original(problem: Problem) -> Plan:
     """The plan that keeps everything."""
-    return assemble(Setting(setting.analysis, setting.density, Overrides(), scaled=False), [Point(None, 0.0)])[0]
+    return unscaled(replace(problem, overrides=Overrides()))
 
 
-def everything(setting: Setting) -> Counts:
+def everything(problem: Problem) -> Counts:
     """Counts that keep everything."""
-    return np.array([cell.size for cell in setting.analysis.cells], np.int64).reshape(-1, 1)
+    return np.array([cell.size for cell in problem.analysis.cells], np.int64).reshape(-1, 1)
 
 
 class _Assembly:
-    """What the plans of one setting have in common, and each of them."""
+    """What the plans of one problem have in common, and each of them."""
 
-    def __init__(self, setting: Setting, counts: Counts) -> None:
-        self.setting, self.analysis = setting, setting.analysis
-        self.spent, self.full = setting.costs.at(counts), setting.costs.at(everything(setting))
+    def __init__(self, problem: Problem, scaling: Scaling) -> None:
+        self.problem, self.analysis, self.scaling = problem, problem.analysis, scaling
+        counts = problem.counts(scaling)
+        self.spent, self.full = problem.costs.at(counts), problem.costs.at(everything(problem))
         self.paths = [conv.target for conv in self.analysis.convs]
         self.before = {conv.target: conv.width for conv in self.analysis.convs}
         place = {conv.name: i for i, conv in enumerate(self.analysis.convs)}
         self.streams = self.spent.widths[[place[s.convs[0]] for s in self.analysis.streams]]
-        self.rows = [_Row(setting, m, [place[name] for name in m.convs]) for m in self.analysis.macroblocks]
-        self.kept = {**self.analysis.kept, **_kept(setting)}
+        self.rows = [_Row(problem, m, [place[name] for name in m.convs]) for m in self.analysis.macroblocks]
+        self.kept = {**self.analysis.kept, **_kept(problem)}
 
     def plans(self, points: Sequence[Point], notes: tuple[str, ...]) -> list[Plan]:
         """One plan per column of counts."""
         zs = [np.inf if point.z is None else point.z for point in points]
-        limits = self.setting.boundaries(zs)
-        base = algorithm.base_layers(self.setting.fields, limits)
+        limits = self.analysis.boundaries(zs)
+        base = algorithm.base_layers(self.analysis.fields, limits)
         return [self._plan(i, point, limits[i], base[i], notes) for i, point in enumerate(points)]
 
     def _plan(
         self, i: int, point: Point, limit: algorithm.Floats, base: NDArray[np.bool_], notes: tuple[str, ...]
     ) -> Plan:
         widths = self.streams[:, i]
-        for index, wanted in self.setting.overrides.fixed.items():
+        for index, wanted in self.problem.overrides.fixed.items():
             check_had(self.analysis, self.analysis.streams[index], wanted, int(widths[index]))
-        scalings, flops = self.setting.scalings(point.e_base), self.spent.conv_flops[:, i]
-        density = self.setting.density
+        flops = self.spent.conv_flops[:, i]
+        density = self.problem.density
         return Plan(
             z=point.z,
             boundary=None if point.z is None else tuple(limit.tolist()),
             beyond=point.beyond,
-            macroblocks=tuple(row.at(scalings, base, flops, widths) for row in self.rows),
+            macroblocks=tuple(row.at(self.scaling, i, base, flops, widths) for row in self.rows),
             widths=dict(zip(self.paths, self.spent.widths[:, i].tolist(), strict=True)),
             before=self.before,
             kept=self.kept,
@@ -91,32 +96,32 @@ class _Assembly:
             opaque=self.analysis.opaque,
             leaves=self.analysis.leaves,
             images=density.images if density is not None else 0,
-            notes=(*_notes(self.setting, widths, point), *notes, *self.analysis.notes),
+            notes=(*_notes(self.problem, widths, point), *notes, *self.analysis.notes),
         )
 
 
 class _Row:
     """What does not vary in the row of one macroblock."""
 
-    def __init__(self, setting: Setting, macroblock: Macroblock, place: list[int]) -> None:
-        analysis, density = setting.analysis, setting.density
+    def __init__(self, problem: Problem, macroblock: Macroblock, place: list[int]) -> None:
+        analysis = problem.analysis
         convs = [analysis.by_name[name] for name in macroblock.convs]
-        counted = [conv for conv in convs if conv.counted]
-        total = sum(conv.flops for conv in counted)
-        mean = sum(share(density, c) * c.flops for c in counted) / total if total else None
+        total = sum(conv.flops for conv in convs if conv.counted)
+        effective = algorithm.effective_flops(problem.p[place], [conv.flops for conv in convs])
+        mean = sum(effective.tolist()) / total if total else None
         fields = [conv.receptive_field for conv in convs]
         self.macroblock = macroblock
         self.place = np.array(place)
         self.flops = sum(conv.flops for conv in convs)
-        self.density = mean if density is not None else None
+        self.density = mean if problem.density is not None else None
         self.receptive_field = (min(map(min, fields)), max(map(max, fields)))
         self.streams = np.array([s.index for s in analysis.streams if s.macroblock == macroblock.index], np.int64)
         self.designed = [analysis.streams[i].width for i in self.streams]
         self.segments = tuple(segment.name for segment in macroblock.segments)
 
-    def at(self, scalings: list[Scaling], base: NDArray[np.bool_], flops: Counts, widths: Counts) -> MacroblockPlan:
-        """The row of one plan."""
-        m, scaling = self.macroblock, scalings[self.macroblock.index]
+    def at(self, scaling: Scaling, plan: int, base: NDArray[np.bool_], flops: Counts, widths: Counts) -> MacroblockPlan:
+        """The row in plan number ``plan`` of a scaling."""
+        m = self.macroblock
         return MacroblockPlan(
             index=m.index,
             spatial_size=m.spatial_size,
@@ -125,19 +130,19 @@ class _Row:
             base=int(base[self.place].sum()),
             receptive_field=self.receptive_field,
             density=self.density,
-            e_total=scaling.e_total,
-            e_base=scaling.e_base,
-            redundancy=scaling.redundancy,
-            beta=scaling.beta,
+            e_total=float(scaling.e_total[m.index]),
+            e_base=float(scaling.e_base[plan]),
+            redundancy=float(scaling.redundancy[plan, m.index]),
+            beta=float(scaling.beta[plan, m.index]),
             widths=tuple(dict.fromkeys(zip(self.designed, widths[self.streams].tolist(), strict=True))),
             segments=self.segments,
             flops=(self.flops, int(flops[self.place].sum())),
         )
 
 
-def _kept(setting: Setting) -> Mapping[str, str]:
+def _kept(problem: Problem) -> Mapping[str, str]:
     """What keeps its width because the caller asked for it, or shares its channels with such."""
-    said, analysis = setting.overrides, setting.analysis
+    said, analysis = problem.overrides, problem.analysis
     result = dict(said.kept)
     for stream in analysis.streams:
         if stream.index not in said.fixed and said.whole.issuperset(stream.out.cells):
@@ -146,18 +151,18 @@ def _kept(setting: Setting) -> Mapping[str, str]:
     return result
 
 
-def _notes(setting: Setting, widths: Counts, point: Point) -> list[str]:
+def _notes(problem: Problem, widths: Counts, point: Point) -> list[str]:
     """What a reader of this plan has to know."""
-    analysis, notes = setting.analysis, list[str]()
+    analysis, notes = problem.analysis, list[str]()
     if (widths == [s.width for s in analysis.streams]).all():
         notes.append("nothing is reduced: every scaling factor is 1, or every width is kept")
-    if setting.density is None and point.z is not None:
+    if problem.density is None and point.z is not None:
         notes.append("densities are taken as equal (p = 1): nothing was measured")
-    if setting.density is not None:
-        notes += _doubts(setting.density, analysis, point)
-    grain = setting.overrides.grain
+    if problem.density is not None:
+        notes += _doubts(problem.density, analysis, point)
+    grain = problem.overrides.grain
     for what, held in (("a multiple of", grain.multiple), ("at least", grain.least)):
-        odd = [s for s in analysis.streams if held > 1 and _misses(setting, s, int(widths[s.index]), what, held)]
+        odd = [s for s in analysis.streams if held > 1 and _misses(problem, s, int(widths[s.index]), what, held)]
         if odd:
             text = ", ".join(f"{analysis.by_name[s.convs[0]].target} ({widths[s.index]})" for s in odd[:8])
             more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
@@ -180,8 +185,8 @@ def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]
         yield f"{density.images} images do not settle the widths at {', '.join(open_ones)}: read more to be sure"
 
 
-def _misses(setting: Setting, stream: Stream, width: int, what: str, held: int) -> bool:
+def _misses(problem: Problem, stream: Stream, width: int, what: str, held: int) -> bool:
     """Whether a scaled width is not what the caller's grain asks for."""
-    if stream.index in setting.overrides.fixed:
+    if stream.index in problem.overrides.fixed:
         return False
     return width % held != 0 if what == "a multiple of" else width < min(held, stream.width)

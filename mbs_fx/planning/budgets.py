@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbs_fx.algorithm import Floats
+from mbs_fx.algorithm import Counts, Floats
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.allocation import Counts
 from mbs_fx.planning.assemble import Point, assemble, everything, original
-from mbs_fx.planning.candidates import Setting
+from mbs_fx.planning.candidates import Problem
 from mbs_fx.results.plan import Plan
 
 Amount = float | str | None
@@ -70,7 +69,7 @@ def _argument(cost: str) -> str:
 
 
 def fit(
-    setting: Setting, budgets: Budgets, z: float | None = None, latency: Callable[[Plan], float] | None = None
+    problem: Problem, budgets: Budgets, z: float | None = None, latency: Callable[[Plan], float] | None = None
 ) -> Plan:
     """The plan with the largest E_base, up to that of the threshold ``z``, at which all budgets hold."""
     if (budgets.latency_ms is None) != (latency is None):
@@ -78,19 +77,19 @@ def fit(
             "max_latency_ms and latency= go together: latency=mbs_fx.latency_of(gm, device=...) times what a plan "
             "makes; mbs_fx.reduce(..., max_latency_ms=...) does so by itself"
         )
-    full = setting.costs.at(everything(setting))
+    full = problem.costs.at(everything(problem))
     before = {cost: int(getattr(full, cost)[0]) for cost in COUNTED}
     limits = {cost: budgets.limit(cost, before[cost]) for cost in COUNTED}
-    ends = setting.candidates(z)
-    parts = [setting.counts(ends[i : i + _CHUNK]) for i in range(0, len(ends), _CHUNK)]
-    spent = {cost: np.concatenate([getattr(setting.costs.at(part), cost) for part in parts]) for cost in COUNTED}
+    ends = problem.candidates(z)
+    parts = [problem.counts(problem.at_base(ends[i : i + _CHUNK])) for i in range(0, len(ends), _CHUNK)]
+    spent = {cost: np.concatenate([getattr(problem.costs.at(part), cost) for part in parts]) for cost in COUNTED}
     fits = np.all([spent[cost] <= limits[cost] for cost in COUNTED], axis=0)
     if not fits.any():
         raise MBSError(_unreachable(budgets, limits, spent, before))
     if latency is None:
-        return assemble(setting, [_point(setting, float(ends[fits][0]), z)])[0]
-    points = [_point(setting, float(end), z) for end in _distinct(ends[fits], np.hstack(parts)[:, fits])]
-    return _fast_enough(setting, points, budgets, latency)
+        return _plan_at(problem, float(ends[fits][0]), z)
+    ends = _distinct(ends[fits], np.hstack(parts)[:, fits])
+    return _fast_enough(problem, ends, z, budgets, latency)
 
 
 def _unreachable(
@@ -110,16 +109,17 @@ def _unreachable(
     )
 
 
-def _point(setting: Setting, e_base: float, most: float | None) -> Point:
-    """The largest threshold up to an E_base, and how far the E_base lies on the way to the next one."""
-    zs = setting.thresholds(most)
-    reached = setting.e_base(zs)
+def _plan_at(problem: Problem, e_base: float, most: float | None, notes: Sequence[str] = ()) -> Plan:
+    """The plan at an E_base: at the largest threshold up to it, and how far it lies on the way to the next one."""
+    zs = problem.thresholds(most)
+    reached = problem.at(zs).e_base
     at = next((i for i, e in enumerate(reached) if e <= e_base * (1 + 1e-12)), len(zs) - 1)
     below = float(reached[at])
-    pair = setting.counts(np.array([e_base, below]))
+    pair = problem.counts(problem.at_base(np.array([e_base, below])))
     if at == 0 or (pair[:, 0] == pair[:, 1]).all():
-        return Point(zs[at], below)
-    return Point(zs[at], e_base, (e_base - below) / (float(reached[at - 1]) - below))
+        return assemble(problem, problem.at([zs[at]]), [Point(zs[at])], notes)[0]
+    beyond = (e_base - below) / (float(reached[at - 1]) - below)
+    return assemble(problem, problem.at_base(np.array([e_base])), [Point(zs[at], beyond)], notes)[0]
 
 
 def _distinct(ends: Floats, counts: Counts) -> Floats:
@@ -128,16 +128,18 @@ def _distinct(ends: Floats, counts: Counts) -> Floats:
     return ends[np.concatenate([[True], changes])]
 
 
-def _fast_enough(setting: Setting, points: Sequence[Point], budgets: Budgets, latency: Callable[[Plan], float]) -> Plan:
-    """The first of the points whose network is fast enough, found by bisection; the last is the smallest."""
-    before = latency(original(setting))
+def _fast_enough(
+    problem: Problem, ends: Floats, most: float | None, budgets: Budgets, latency: Callable[[Plan], float]
+) -> Plan:
+    """The plan at the first E_base whose network is fast enough, by bisection; that of the last is the smallest."""
+    before = latency(original(problem))
     limit = budgets.limit("latency_ms", before)
 
     def timed(index: int) -> tuple[Plan, float]:
-        made = assemble(setting, [points[index]])[0]
+        made = _plan_at(problem, float(ends[index]), most)
         return made, latency(made)
 
-    slow, fast = -1, len(points) - 1
+    slow, fast = -1, len(ends) - 1
     best = timed(fast)
     if best[1] > limit:
         raise MBSError(
@@ -153,4 +155,4 @@ def _fast_enough(setting: Setting, points: Sequence[Point], budgets: Budgets, la
             slow = middle
         middle = (slow + fast) // 2
     note = f"latency {best[1]:.3g} ms, of the original {before:.3g} ms: measured where the plan was made"
-    return assemble(setting, [points[fast]], [note])[0]
+    return _plan_at(problem, float(ends[fast]), most, [note])

@@ -18,17 +18,22 @@ from itertools import pairwise
 import numpy as np
 
 from mbs_fx import algorithm
-from mbs_fx.algorithm import Floats, Scaling
+from mbs_fx.algorithm import Counts, Floats, Scaling
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.allocation import Counts, allocate, targets
+from mbs_fx.planning.allocation import allocate
 from mbs_fx.planning.costs import Costs
 from mbs_fx.planning.overrides import Overrides
 from mbs_fx.results.analysis import Analysis, Conv, Stream
 from mbs_fx.results.density import Density
+from mbs_fx.results.stream_widths import targets
 
 
-def share(density: Density | None, conv: Conv) -> float:
-    """p_j; 1 without a density."""
+def densities(analysis: Analysis, density: Density | None) -> Floats:
+    """p_j of every convolution: 1 without a density, 0 where there is no ReLU output to count."""
+    return np.array([_density_of(density, conv) if conv.counted else 0.0 for conv in analysis.convs])
+
+
+def _density_of(density: Density | None, conv: Conv) -> float:
     if density is None:
         return 1.0
     if conv.name not in density.p:
@@ -40,7 +45,7 @@ def share(density: Density | None, conv: Conv) -> float:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Problem:
     """Everything that stays while z varies.  ``scaled`` is False where all factors are the caller's."""
 
     analysis: Analysis
@@ -49,45 +54,53 @@ class Setting:
     scaled: bool = True
 
     @cached_property
-    def fields(self) -> Floats:
-        """Receptive fields of all convolutions on the axes of the input, (convolutions, axes)."""
-        fields = [conv.receptive_field for conv in self.analysis.convs]
-        return algorithm.on_axes(fields, len(self.analysis.input_size))
-
-    @cached_property
-    def effective(self) -> Floats:
-        """e_cj of all convolutions, 0 for those that are not counted (Eq. 4)."""
-        return np.array(
-            [
-                algorithm.effective_flops(share(self.density, conv), conv.flops) if conv.counted else 0.0
-                for conv in self.analysis.convs
-            ]
-        )
-
-    @cached_property
-    def e_total(self) -> Floats:
-        """E_total(m_i) (Eq. 5)."""
-        index = [conv.macroblock for conv in self.analysis.convs]
-        return algorithm.total_flops(self.effective, index, len(self.analysis.macroblocks))
+    def p(self) -> Floats:
+        """p_j of every convolution."""
+        return densities(self.analysis, self.density)
 
     @cached_property
     def costs(self) -> Costs:
         """What plans cost."""
         return Costs(self.analysis)
 
-    def boundaries(self, zs: Sequence[float]) -> Floats:
-        """The boundary of Eq. 3 for thresholds in multiples of the input size, (thresholds, axes)."""
-        sizes = np.array(self.analysis.input_size, float)
-        return algorithm.boundaries(self.fields, np.asarray(zs, float)[:, None] * sizes)
+    @cached_property
+    def e_total(self) -> Floats:
+        """E_total(m_i) (Eq. 5), which no threshold changes."""
+        return self._algorithm_1([1.0]).e_total
 
-    def e_base(self, zs: Sequence[float]) -> Floats:
-        """E_base for thresholds in multiples of the input size (Eq. 6)."""
-        return algorithm.base_flops(self.effective, algorithm.base_layers(self.fields, self.boundaries(zs)))
+    def at(self, zs: Sequence[float]) -> Scaling:
+        """Algorithm 1 at thresholds in multiples of the input size, the caller's factors where there are any."""
+        return self._decided(self._algorithm_1(zs))
+
+    def at_base(self, e_base: Floats) -> Scaling:
+        """The same for given values of E_base, which may lie between those of two thresholds."""
+        return self._decided(algorithm.scaling_at(self.e_total, e_base))
+
+    def _algorithm_1(self, zs: Sequence[float]) -> Scaling:
+        convs = self.analysis.convs
+        return algorithm.macroblock_scaling(
+            self.p,
+            [conv.flops for conv in convs],
+            [conv.macroblock for conv in convs],
+            self.analysis.fields,
+            self.analysis.thresholds(zs),
+        )
+
+    def _decided(self, found: Scaling) -> Scaling:
+        """The caller's factors in place of those of Algorithm 1."""
+        beta, r = found.beta.copy(), found.redundancy.copy()
+        if not self.scaled:
+            beta[:], r[:] = 1, 0
+        for macroblock, given in self.overrides.factors.items():
+            beta[:, macroblock], r[:, macroblock] = given, algorithm.redundancy_of(given)
+        if self.scaled:
+            return Scaling(found.e_total, found.e_base, r, beta)
+        return Scaling(np.zeros_like(found.e_total), np.zeros_like(found.e_base), r, beta)
 
     @cached_property
     def ranges(self) -> list[tuple[float, float]]:
         """Between which thresholds (low <= z < high) the boundary stays the same, the largest first."""
-        passed = np.unique(self.fields / np.array(self.analysis.input_size, float))
+        passed = np.unique(self.analysis.fields / np.array(self.analysis.input_size, float))
         ends = [0.0, *passed[np.isfinite(passed)].tolist(), float("inf")]
         return list(pairwise(ends))[::-1]
 
@@ -96,40 +109,19 @@ class Setting:
         zs = [simplest(low, high) for low, high in self.ranges]
         return zs if most is None else [most, *(z for z in zs if z < most)]
 
-    def factors(self, e_base: Floats) -> Floats:
-        """beta_i for each E_base, (macroblocks, plans), the caller's where there are any (Eq. 7 and 9)."""
-        beta = np.ones((len(self.e_total), len(e_base)))
-        if self.scaled:
-            beta = algorithm.scaling_factor(algorithm.redundancy(self.e_total, e_base)).T
-        for macroblock, given in self.overrides.factors.items():
-            beta[macroblock] = given
-        return beta
-
-    def scalings(self, e_base: float) -> list[Scaling]:
-        """What Algorithm 1 and the caller say of every macroblock, at one E_base."""
-        found = (
-            algorithm.scalings(self.e_total, e_base)
-            if self.scaled
-            else [Scaling(0.0, 0.0, 0.0, 1.0)] * len(self.e_total)
-        )
-        for macroblock, beta in self.overrides.factors.items():
-            old = found[macroblock]
-            found[macroblock] = Scaling(old.e_total, old.e_base, 1 / beta - 1, beta)
-        return found
-
-    def counts(self, e_base: Floats) -> Counts:
-        """Kept choices (cells, plans) for each E_base."""
-        beta, said = self.factors(e_base), self.overrides
-        streams = self.analysis.streams
+    def counts(self, scaling: Scaling) -> Counts:
+        """Kept choices (cells, plans) at the factors of each plan (step 25 for all tensors together)."""
+        streams, given = self.analysis.streams, self.overrides
+        plans = len(scaling.beta)
 
         def wanted(stream: Stream) -> Counts:
-            given = said.groups.get(stream.index)
-            factor = beta[stream.macroblock] if given is None else np.full(len(e_base), given)
+            own = given.groups.get(stream.index)
+            factor = scaling.beta[:, stream.macroblock] if own is None else np.full(plans, own)
             return algorithm.scaled_width(factor, stream.width)
 
-        free = {i for i, b in said.groups.items() if (s := streams[i].base) is None or said.groups.get(s) != b}
-        target = targets(self.analysis, wanted, said.fixed, free, said.grain)
-        return allocate(self.analysis, target, len(e_base), said.whole)
+        free = {i for i, b in given.groups.items() if (s := streams[i].base) is None or given.groups.get(s) != b}
+        target = targets(self.analysis, wanted, given.fixed, free, given.grain)
+        return allocate(self.analysis, target, plans, given.whole)
 
     def candidates(self, most: float | None = None) -> Floats:
         """Every E_base, up to that of a threshold, at which some width changes; the largest first.
@@ -137,12 +129,12 @@ class Setting:
         A width group of width w in m_i has k channels up to the E_base at which beta_i x w = k, so that each
         candidate is the most for its widths.
         """
-        reached = self.e_base(self.thresholds(most))
+        reached = self.at(self.thresholds(most)).e_base
         ends = [reached]
         for macroblock, width in {(s.macroblock, s.width) for s in self.analysis.streams}:
             if macroblock not in self.overrides.factors:
                 share = np.arange(1, width + 1) / width
-                ends.append(algorithm.base_flops_at(share, float(self.e_total[macroblock])))
+                ends.append(algorithm.base_flops_of(share, float(self.e_total[macroblock])))
         found = np.unique(np.concatenate(ends))[::-1]
         return found[(found >= reached.min()) & (found <= reached.max())]
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mbs_fx.planning.allocation import Counts, integers
+from mbs_fx.algorithm import Counts
+from mbs_fx.planning.allocation import integers
 from mbs_fx.results.analysis import Analysis, Conv, Width
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from mbs_fx.algorithm import scaled_width
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.allocation import ALL, Grain
 from mbs_fx.results.analysis import Analysis, Stream
+from mbs_fx.results.stream_widths import ALL, Grain
 
 Key = int | tuple[int, ...] | str | re.Pattern[str]
 

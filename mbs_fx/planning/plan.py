@@ -18,9 +18,9 @@ from numbers import Real
 from typing import Any
 
 from mbs_fx.errors import MBSError
-from mbs_fx.planning.assemble import Point, assemble
+from mbs_fx.planning.assemble import Point, assemble, unscaled
 from mbs_fx.planning.budgets import Budgets, fit
-from mbs_fx.planning.candidates import Setting
+from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import Key, resolve
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
@@ -78,10 +78,10 @@ def plan(
     budgets = Budgets(params=max_params, flops=max_flops, model_bytes=max_bytes, latency_ms=max_latency_ms)
     decided = betas is not None or widths is not None
     scaled = not decided or z is not None or density is not None or budgets.given
-    setting = Setting(analysis, density, said, scaled)
+    problem = Problem(analysis, density, said, scaled)
     if budgets.given or latency is not None:
-        return fit(setting, budgets, None if z is None else float(z), latency)
+        return fit(problem, budgets, None if z is None else float(z), latency)
     if not scaled:
-        return assemble(setting, [Point(None, 0.0)])[0]
+        return unscaled(problem)
     at = 1.0 if z is None else float(z)
-    return assemble(setting, [Point(at, float(setting.e_base([at])[0]))])[0]
+    return assemble(problem, problem.at([at]), [Point(at)])[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.assemble import Point, assemble
-from mbs_fx.planning.candidates import Setting
+from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import resolve
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
@@ -100,21 +100,21 @@ def sweep(
     """
     if density is not None:
         density.check(analysis)
-    setting = Setting(analysis, density, resolve(analysis, **overrides))
-    asked: list[Any] = setting.thresholds() if z is None else list(z) if isinstance(z, Iterable) else [z]
+    problem = Problem(analysis, density, resolve(analysis, **overrides))
+    asked: list[Any] = problem.thresholds() if z is None else list(z) if isinstance(z, Iterable) else [z]
     numbers = all(isinstance(each, Real) for each in asked)
     if not asked or not numbers or not all(0 < each < np.inf for each in asked):
         raise MBSError("sweep: z holds thresholds, each a positive multiple of the input size: z=(0.6, 0.8, 1.0)")
     zs = sorted(set(map(float, asked)), reverse=True)
-    reached = setting.e_base(zs)
-    counts = setting.counts(reached)
+    counts = problem.counts(problem.at(zs))
     first = np.flatnonzero(np.concatenate([[True], (counts[:, 1:] != counts[:, :-1]).any(axis=0)]))
     last = [*(first[1:] - 1), len(zs) - 1]
-    plans = assemble(setting, [Point(zs[i], float(reached[i])) for i in first])
-    ranges = [(_range(setting, zs[b])[0], _range(setting, zs[a])[1]) for a, b in zip(first, last, strict=True)]
+    chosen = [zs[i] for i in first]
+    plans = assemble(problem, problem.at(chosen), [Point(z) for z in chosen])
+    ranges = [(_range(problem, zs[b])[0], _range(problem, zs[a])[1]) for a, b in zip(first, last, strict=True)]
     return Sweep(tuple(plans), tuple(ranges))
 
 
-def _range(setting: Setting, z: float) -> tuple[float, float]:
+def _range(problem: Problem, z: float) -> tuple[float, float]:
     """The range of thresholds with the boundary of z."""
-    return next((low, high) for low, high in setting.ranges if low <= z < high)
+    return next((low, high) for low, high in problem.ranges if low <= z < high)

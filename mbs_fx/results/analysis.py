@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 
+import numpy as np
+
+from mbs_fx import algorithm
+from mbs_fx.algorithm import Floats
+
 
 @dataclass(frozen=True, slots=True)
 class Width:
@@ -215,3 +220,16 @@ class Analysis:
     def by_name(self) -> Mapping[str, Conv]:
         """Convolutions by node name."""
         return {conv.name: conv for conv in self.convs}
+
+    @cached_property
+    def fields(self) -> Floats:
+        """Receptive fields of all convolutions on the axes of the input, (convolutions, axes)."""
+        return algorithm.on_axes([conv.receptive_field for conv in self.convs], len(self.input_size))
+
+    def thresholds(self, zs: Sequence[float]) -> Floats:
+        """Thresholds in pixels, (thresholds, axes), from multiples of the input size."""
+        return np.outer(np.asarray(zs, float), np.array(self.input_size, float))
+
+    def boundaries(self, zs: Sequence[float]) -> Floats:
+        """The boundaries between base and enhancement layers (Eq. 3), (thresholds, axes)."""
+        return algorithm.boundaries(self.fields, self.thresholds(zs))

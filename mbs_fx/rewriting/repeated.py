@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mbs_fx.algorithm import redundancy_of
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.costs import Costs
 from mbs_fx.results.analysis import Analysis
@@ -91,13 +92,13 @@ def compose(earlier: Plan | None, plan: Plan, analysis: Analysis) -> Plan:
 def _row_after(first: MacroblockPlan, both: MacroblockPlan) -> MacroblockPlan:
     """The row of the second of two reductions; `compose` is the other way round."""
     beta = both.beta / first.beta
-    return replace(both, beta=beta, redundancy=1 / beta - 1, flops=(first.flops[1], both.flops[1]))
+    return replace(both, beta=beta, redundancy=redundancy_of(beta), flops=(first.flops[1], both.flops[1]))
 
 
 def _row(first: MacroblockPlan, then: MacroblockPlan, pairs: tuple[tuple[int, int], ...]) -> MacroblockPlan:
     beta = first.beta * then.beta
     flops = (first.flops[0], then.flops[1])
-    return replace(then, beta=beta, redundancy=1 / beta - 1, widths=pairs, flops=flops)
+    return replace(then, beta=beta, redundancy=redundancy_of(beta), widths=pairs, flops=flops)
 
 
 def _pairs(
