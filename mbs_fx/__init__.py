@@ -7,11 +7,12 @@ from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.operations.register import register_operation
 from mbs_fx.planning.plan import plan
-from mbs_fx.planning.sweep import Sweep, sweep
+from mbs_fx.planning.sweep import sweep
 from mbs_fx.reducing import reduce
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.sweep import Sweep
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.optimizer import carry_optimizer
 from mbs_fx.rewriting.rewrite import rewrite

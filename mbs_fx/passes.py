@@ -27,6 +27,7 @@ from mbs_fx.macroblocks.analyze import analyze, facts
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
+from mbs_fx.results.tables import size_text
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.selection import Criterion
@@ -46,8 +47,7 @@ class NodeNote:
     width: int | None = None
 
     def __str__(self) -> str:
-        size = "x".join(map(str, self.spatial_size))
-        stride, field = ("x".join(f"{v:g}" for v in values) for values in (self.stride, self.receptive_field))
+        size, stride, field = map(size_text, (self.spatial_size, self.stride, self.receptive_field))
         conv = "" if self.macroblock is None else f", macroblock {self.macroblock}, width {self.width}"
         return f"{size}, stride {stride}, RF {field}{conv}"
 

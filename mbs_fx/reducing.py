@@ -16,13 +16,13 @@ from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
-from mbs_fx.planning.rounding import block
 from mbs_fx.results.density import Density
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.repeated import plan_in
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.runtime.devices import block
 from mbs_fx.shapes.graph_inputs import Example
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace
@@ -68,7 +68,7 @@ def reduce(
         betas: as for `plan`, like everything down to ``max_bytes``.
         widths: see ``betas``.
         keep: see ``betas``.
-        round_to: see ``betas``; "auto" takes the block of ``device`` and the model's type (`mbs_fx.planning.rounding`).
+        round_to: see ``betas``; "auto" takes the block of ``device`` and the model's type (`mbs_fx.runtime.devices`).
         min_width: see ``betas``.
         max_params: see ``betas``.
         max_flops: see ``betas``.

@@ -72,7 +72,7 @@ def test_images_of_mixed_sizes_have_equal_weight() -> None:
     for conv in chain_analysis(gm, SHAPE).convs:
         (activation,) = conv.activations
         assert density.p[conv.name] == pytest.approx(np.mean(expected.shares[activation]), abs=1e-12)
-    assert any("24 x 24, 32 x 32" in note for note in density.notes)
+    assert any("24 × 24, 32 × 32" in note for note in density.notes)
 
 
 class Failing(Dataset[Tensor]):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import mbs_fx
 from mbs_fx import MBSError
 from mbs_fx.planning.overrides import named
-from mbs_fx.planning.rounding import block
+from mbs_fx.runtime.devices import block
 
 # CIFAR ResNet-20: macroblocks 0, 1, 2 at 32, 16, 8 with widths 16, 32, 64; layerN.B.conv1 is a group of its own,
 # layerN.*.conv2 are one group, and that of layer2 holds the channels of layer1's, that of layer3 those of layer2's.

@@ -3,8 +3,7 @@
 - A BatchNorm that alone reads a convolution's output is folded into its weights.
 - Parameters keep their storage where nothing about them changes: only folded, moved or converted ones take
   memory.
-- Weights and inputs may be in channels-last order, and bfloat16 is chosen only where the hardware is fast
-  at it.
+- Weights and inputs may be in channels-last order.
 - The input graph, its modules and its parameters are not touched.
 """
 

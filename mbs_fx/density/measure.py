@@ -37,6 +37,7 @@ from mbs_fx.density.stopping_rule import Judge, factors
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density, fingerprint
+from mbs_fx.results.tables import size_text
 from mbs_fx.runtime.ranks import Ranks, join
 from mbs_fx.shapes.shapes import types_of
 
@@ -257,11 +258,11 @@ def _notes(density: Density, columns: Columns, source: Source, limit: int | None
 def _sizes(meter: Meter) -> Iterator[str]:
     """Sizes of images that the graph was not analyzed for."""
     planned = meter.analysis.input_shapes[0][-len(meter.analysis.input_size) :]
-    others = [" x ".join(map(str, size)) for size in sorted(meter.sizes - {planned})]
+    others = [size_text(size) for size in sorted(meter.sizes - {planned})]
     if others:
         yield (
             f"there were images of {', '.join(others)}: their densities count, and widths are planned for "
-            f"{' x '.join(map(str, planned))}, what the graph was analyzed for"
+            f"{size_text(planned)}, what the graph was analyzed for"
         )
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from mbs_fx.results.density import Interval
+from mbs_fx.results.tables import size_text
 
 
 class Progress:
@@ -39,8 +40,9 @@ class Progress:
         text = f"{len(intervals) - len(undecided)}/{len(intervals)} settled"
         if undecided:
             widest = max(undecided, key=lambda i: i.high - i.low)
-            size = "x".join(map(str, widest.spatial_size))
-            text += f", beta at {size} {widest.beta:.3f} in {widest.low:.3f}..{widest.high:.3f}"
+            text += (
+                f", beta at {size_text(widest.spatial_size)} {widest.beta:.3f} in {widest.low:.3f}..{widest.high:.3f}"
+            )
         self._bar.set_postfix_str(text)
 
     def close(self) -> None:

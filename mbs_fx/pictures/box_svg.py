@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from html import escape
 
 from mbs_fx.pictures.network_boxes import Box
-from mbs_fx.pictures.style import change, density_colour, fitted, kind_word, size, text_width, window
+from mbs_fx.pictures.style import density_colour, fitted, kind_word, text_width, window
+from mbs_fx.results.tables import change_text, size_text
 
 WIDE, NARROW = 250, 200
 LINE, TOP, LEFT, RIGHT = 15, 17, 14, 10
@@ -57,7 +58,7 @@ def relative(path: str, prefix: str) -> str:
 def _layer(box: Box, prefix: str) -> Piece:
     """A convolution or a layer that keeps its width: three lines, and the reason where it is kept."""
     name = box_name(box, prefix)
-    width = "" if box.width is None else change(box.width)
+    width = "" if box.width is None else change_text(box.width)
     room = WIDE - LEFT - RIGHT - 10 - text_width(width, NAME, bold=True)
     outputs = f", {box.head.shape[-1]} outputs" if box.conv is None and box.head.shape else ""
     words = [_kind(box) + outputs, *_after(box)]
@@ -95,7 +96,7 @@ def _step(box: Box, prefix: str) -> Piece:
     if len(box.inputs) > len(box.drawn):
         words[0] += f" of {len(box.inputs)}"
     what = " · ".join(dict.fromkeys(words))
-    where = size(box.head.shape[1:]) if ends else _rf(box)
+    where = size_text(box.head.shape[1:]) if ends else _rf(box)
     room = NARROW - LEFT - RIGHT - 6 - text_width(where, SMALL)
     height = 25
     parts = [
@@ -125,18 +126,18 @@ def _where(box: Box) -> str:
     if box.geometry is None:
         return ""
     g = box.geometry
-    stride = size(tuple(dict.fromkeys(g.stride)))
-    return f"{size(g.spatial_size)} · stride {stride} · {_rf(box)}"
+    stride = size_text(tuple(dict.fromkeys(g.stride)))
+    return f"{size_text(g.spatial_size)} · stride {stride} · {_rf(box)}"
 
 
 def _rf(box: Box) -> str:
-    return f"RF {size(tuple(dict.fromkeys(box.geometry.receptive_field)))}" if box.geometry is not None else ""
+    return f"RF {size_text(tuple(dict.fromkeys(box.geometry.receptive_field)))}" if box.geometry is not None else ""
 
 
 def tooltip(box: Box) -> str:
     """Everything known of a box, one fact a line."""
     lines = [f"{o.name}: {o.kind}" + (f" ({o.path})" if o.path else "") for o in box.operations]
-    lines.append(f"shape {size(box.head.shape)}")
+    lines.append(f"shape {size_text(box.head.shape)}")
     if (where := _where(box)) != "":
         lines.append(where)
     if box.conv is not None:

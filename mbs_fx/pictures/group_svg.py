@@ -16,8 +16,9 @@ from itertools import takewhile
 from mbs_fx.pictures.box_svg import LEFT, LINE, NAME, RIGHT, SMALL, TOP, WIDE, Piece, fill, relative, side_of, text_at
 from mbs_fx.pictures.folding import Group
 from mbs_fx.pictures.network_boxes import Box, Scene
-from mbs_fx.pictures.style import beta_text, change, fitted, macroblock_colour, size, span, text_width, window
+from mbs_fx.pictures.style import beta_text, fitted, macroblock_colour, text_width, window
 from mbs_fx.results.plan import MacroblockPlan
+from mbs_fx.results.tables import change_text, place_text, span_text
 
 _CELLS, _CELL = 48, 14.0
 _SHEETS = 6
@@ -51,11 +52,11 @@ def group_piece(group: Group, scene: Scene, prefix: str) -> Piece:
 
 def macroblock_piece(m: MacroblockPlan) -> Piece:
     """A macroblock of which only the row in a plan is known."""
-    name = f"m{m.index} · {size(m.spatial_size)}" + (" up" if m.upsampled else "")
+    name = f"m{m.index} · {place_text(m.spatial_size, m.upsampled)}"
     rows: Rows = [
         (
             "small",
-            f"{_count(m.convs)} · RF {span(m.receptive_field)}",
+            f"{_count(m.convs)} · RF {span_text(m.receptive_field)}",
             "" if m.density is None else f"p {m.density:.2f}",
         ),
         _widths(m.widths),
@@ -78,7 +79,7 @@ def group_name(group: Group, scene: Scene, prefix: str) -> str:
     """What a group is called."""
     if group.macroblock is not None:
         m = scene.analysis.macroblocks[group.macroblock]
-        name = f"m{m.index} · {size(m.spatial_size)}" + (" up" if m.upsampled else "")
+        name = f"m{m.index} · {place_text(m.spatial_size, m.upsampled)}"
         return f"{name} · {group.path}" if group.path else name
     if group.row and not group.path:
         ends = [relative(g.path, prefix) for g in (group.children[0], group.children[-1]) if isinstance(g, Group)]
@@ -98,7 +99,7 @@ def _rows(group: Group, convs: Sequence[Box]) -> Rows:
     dense = [box.p for box in convs if box.p is not None]
     fields = [max(box.geometry.receptive_field) for box in convs if box.geometry is not None]
     count = _count(len(convs)) if convs else f"{sum(1 for _ in group.boxes())} steps"
-    what = count + (f" · RF {span(fields)}" if fields else "")
+    what = count + (f" · RF {span_text(fields)}" if fields else "")
     module = group.path if group.macroblock is not None else ""
     fits = text_width(what, SMALL) + text_width(module, SMALL) < WIDE - LEFT - RIGHT - 8
     rows: Rows = [("small", what, module if fits else "")]
@@ -121,7 +122,7 @@ def _count(convs: int) -> str:
 
 def _widths(pairs: Sequence[tuple[int, int]], most: int = 4) -> tuple[str, str, str]:
     """Distinct widths, before and after."""
-    text = ", ".join(change(pair) for pair in pairs[:most]) + (", …" if len(pairs) > most else "")
+    text = ", ".join(change_text(pair) for pair in pairs[:most]) + (", …" if len(pairs) > most else "")
     return "widths changed" if any(a != b for a, b in pairs) else "widths", text, ""
 
 

@@ -20,15 +20,17 @@ from mbs_fx.algorithm import effective_flops
 from mbs_fx.errors import MBSError
 from mbs_fx.pictures.network_boxes import check, on_base_side
 from mbs_fx.pictures.png import EXTRA
-from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour, size
+from mbs_fx.pictures.style import BASE, ENHANCEMENT, LIGHT, beta_text, macroblock_colour
 from mbs_fx.pictures.target import target
 from mbs_fx.planning.candidates import densities
 from mbs_fx.planning.plan import plan as make_plan
-from mbs_fx.planning.sweep import Sweep, sweep
+from mbs_fx.planning.sweep import sweep
 from mbs_fx.results.analysis import Analysis, Conv
 from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_atomically
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.sweep import Sweep
+from mbs_fx.results.tables import place_text, size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +130,7 @@ def require_matplotlib(what: str) -> None:
 def _legend(figure: Figure, analysis: Analysis, title: str) -> None:
     from matplotlib.patches import Patch
 
-    names = [f"m{m.index}  {size(m.spatial_size)}{' up' if m.upsampled else ''}" for m in analysis.macroblocks]
+    names = [f"m{m.index}  {place_text(m.spatial_size, m.upsampled)}" for m in analysis.macroblocks]
     handles = [Patch(color=macroblock_colour(i), label=name) for i, name in enumerate(names)]
     handles += [Patch(color=BASE, label="base layers"), Patch(color=ENHANCEMENT, label="enhancement layers")]
     if title:
@@ -221,7 +223,7 @@ def factors_panel(axes: Axes, analysis: Analysis, plan: Plan | None) -> None:
     for m in plan.macroblocks if plan is not None else ():
         axes.bar(m.index, m.beta, BAR, color=macroblock_colour(m.index))
         axes.text(m.index, m.beta + 0.015, beta_text(m.beta)[2:], ha="center", va="bottom", fontsize=8)
-    names = [f"m{m.index}\n{size(m.spatial_size, '×')}" + (" up" if m.upsampled else "") for m in blocks]
+    names = [f"m{m.index}\n{size_text(m.spatial_size, '×')}" + (" up" if m.upsampled else "") for m in blocks]
     axes.set_xticks(range(len(names)), names if len(names) <= 8 else [f"m{m.index}" for m in blocks])
     axes.tick_params(axis="x", length=0)
 

@@ -23,22 +23,23 @@ from mbs_fx.pictures.network_boxes import Scene, scene
 from mbs_fx.pictures.page import fill, packed, picture_parts
 from mbs_fx.pictures.plots import require_matplotlib
 from mbs_fx.pictures.report_plots import panels
-from mbs_fx.pictures.style import macroblock_colour, size
+from mbs_fx.pictures.style import macroblock_colour
 from mbs_fx.pictures.svg import asset, base_words
 from mbs_fx.pictures.target import target
 from mbs_fx.planning.plan import plan as make_plan
-from mbs_fx.planning.sweep import Sweep, sweep
+from mbs_fx.planning.sweep import sweep
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_text
-from mbs_fx.results.plan import Plan
-from mbs_fx.results.tables import PLAN_HEADERS, SWEEP_HEADERS, kept_lines, plan_row, sweep_row
+from mbs_fx.results.plan import PLAN_HEADERS, Plan, plan_row
+from mbs_fx.results.sweep import SWEEP_HEADERS, Sweep, sweep_row
+from mbs_fx.results.tables import kept_lines, place_text, size_text
 
 CARDS = (
     ("params", "parameters"),
     ("flops", "multiply-adds for one image"),
     ("model", "weights on disk"),
-    ("activations", "feature maps of one image, at the most"),
+    ("activations", "peak activation memory, one image"),
 )
 
 
@@ -191,7 +192,7 @@ def _z_text(stop: Stop) -> str:
 def _boundary_text(plan: Plan) -> str:
     if plan.boundary is None:
         return "scaling factors were given: there is no threshold"
-    limit = size(tuple(dict.fromkeys(plan.boundary)))
+    limit = size_text(tuple(dict.fromkeys(plan.boundary)))
     base, convs = sum(m.base for m in plan.macroblocks), sum(m.convs for m in plan.macroblocks)
     if base == convs:
         return f"all {convs} convolutions are base layers"
@@ -200,7 +201,7 @@ def _boundary_text(plan: Plan) -> str:
 
 def _subtitle(seen: Scene, plan: Plan) -> Iterator[str]:
     yield f"{len(seen.analysis.convs)} convolutions in {len(seen.analysis.macroblocks)} macroblocks"
-    yield "input " + " and ".join(size(shape[1:]) for shape in seen.analysis.input_shapes)
+    yield "input " + " and ".join(size_text(shape[1:]) for shape in seen.analysis.input_shapes)
     yield f"densities from {seen.density.images:,} images" if seen.density is not None else "no densities: p = 1"
     if plan.z is not None:
         yield f"planned at z = {plan.z:g} L"
@@ -208,7 +209,7 @@ def _subtitle(seen: Scene, plan: Plan) -> Iterator[str]:
 
 def _keys(analysis: Analysis) -> Iterator[tuple[str, str]]:
     for m in analysis.macroblocks:
-        yield macroblock_colour(m.index), f"m{m.index}, {size(m.spatial_size)}" + (" up" if m.upsampled else "")
+        yield macroblock_colour(m.index), f"m{m.index}, {place_text(m.spatial_size, m.upsampled)}"
     yield "var(--base)", "base layers"
     yield "var(--enhancement)", "enhancement layers"
 

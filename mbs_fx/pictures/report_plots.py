@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from mbs_fx.pictures.plots import BAR, Look, curve_panel, factors_panel, fields_panel, flops_panel, span_of_thresholds
 from mbs_fx.pictures.style import macroblock_colour
-from mbs_fx.planning.sweep import Sweep
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
+from mbs_fx.results.sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

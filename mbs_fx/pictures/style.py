@@ -9,11 +9,10 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.resolve import named
 from mbs_fx.results.analysis import Operation
+from mbs_fx.results.tables import size_text
 
 MACROBLOCKS = ("#4a6fb5", "#8a5bb3", "#b2557f", "#2f8f9d", "#7d6b46", "#5b7f3b", "#6b6fd0", "#a04f4f")
 BASE, ENHANCEMENT = "#64748b", "#ef7d00"
@@ -109,27 +108,11 @@ def kind_word(operation: Operation) -> str:
 
 def window(operation: Operation) -> str:
     """Kernel and stride, as in "3×3 /2"."""
-    text = size(operation.kernel, "×") if operation.kernel else ""
+    text = size_text(operation.kernel, "×") if operation.kernel else ""
     if operation.step and any(step != 1 for step in operation.step):
-        step = operation.step[0] if len(set(operation.step)) == 1 else size(operation.step, "×")
+        step = operation.step[0] if len(set(operation.step)) == 1 else size_text(operation.step, "×")
         text += f" /{step}"
     return text
-
-
-def size(values: Sequence[float], times: str = " × ") -> str:
-    """A size as people write it."""
-    return times.join(f"{value:g}" for value in values)
-
-
-def span(values: Sequence[float]) -> str:
-    """From the smallest to the largest."""
-    low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} – {high:g}"
-
-
-def change(pair: tuple[int, int]) -> str:
-    """Before and after, or the one number that stays."""
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} → {pair[1]}"
 
 
 def beta_text(beta: float) -> str:

@@ -17,8 +17,9 @@ from importlib.resources import files
 from mbs_fx.pictures.box_svg import fill
 from mbs_fx.pictures.diagram import Diagram, Item
 from mbs_fx.pictures.graphviz_layout import Layout
-from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_colour, size, text_width
-from mbs_fx.results.tables import summary
+from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_colour, text_width
+from mbs_fx.results.plan import summary
+from mbs_fx.results.tables import size_text
 
 _MARGIN, _LEGEND, _GAP = 16.0, 236.0, 28.0
 
@@ -177,7 +178,7 @@ def legend_of(diagram: Diagram) -> tuple[str, float]:
 
 def base_words(boundary: tuple[float, ...]) -> str:
     """What a base layer is, at a boundary."""
-    limit = size(tuple(dict.fromkeys(boundary)))
+    limit = size_text(tuple(dict.fromkeys(boundary)))
     return "base layer: all of them" if limit == "inf" else f"base layer, RF ≤ {limit}"
 
 

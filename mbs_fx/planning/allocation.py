@@ -19,6 +19,7 @@ import numpy as np
 from mbs_fx.algorithm import Counts
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis, Cell, Stream, Width
+from mbs_fx.results.tables import listed
 
 
 def integers(width: Width) -> tuple[int, list[tuple[int, int]]]:
@@ -147,10 +148,9 @@ def _agreed(analysis: Analysis, stream: Stream, widths: Mapping[str, int]) -> in
     if len(by_width) > 1:
         few, *others = sorted(by_width.items(), key=lambda item: len(item[1]))
         rest = [f"{path} ({width})" for width, paths in others for path in paths]
-        text = ", ".join(rest[:12]) + (f" and {len(rest) - 12} more" if len(rest) > 12 else "")
         raise MBSError(
-            f"{few[1][0]}: the plan gives it the width {few[0]}, but it has the same channels as {text}: give all of "
-            f"them one width, or plan anew with widths={{{few[1][0]!r}: {few[0]}}}, which takes them along"
+            f"{few[1][0]}: the plan gives it the width {few[0]}, but it has the same channels as {listed(rest, 12)}: "
+            f"give all of them one width, or plan anew with widths={{{few[1][0]!r}: {few[0]}}}, which takes them along"
         )
     return next(iter(by_width), stream.width)
 
@@ -170,4 +170,4 @@ def partners(analysis: Analysis, stream: Stream, most: int = 6) -> str:
     cells = set(stream.out.cells)
     others = [s for s in analysis.streams if s.index != stream.index and cells & set(s.out.cells)]
     paths = [analysis.by_name[s.convs[0]].target for s in others]
-    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+    return listed(paths, most)

@@ -16,6 +16,7 @@ from mbs_fx.planning.overrides import Overrides
 from mbs_fx.results.analysis import Analysis, Macroblock, Stream
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import MacroblockPlan, Plan
+from mbs_fx.results.tables import listed, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +165,9 @@ def _notes(problem: Problem, widths: Counts, point: Point) -> list[str]:
     for what, held in (("a multiple of", grain.multiple), ("at least", grain.least)):
         odd = [s for s in analysis.streams if held > 1 and _misses(problem, s, int(widths[s.index]), what, held)]
         if odd:
-            text = ", ".join(f"{analysis.by_name[s.convs[0]].target} ({widths[s.index]})" for s in odd[:8])
-            more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+            text = listed([f"{analysis.by_name[s.convs[0]].target} ({widths[s.index]})" for s in odd], 8)
             notes.append(
-                f"not {what} {held}: {text}{more}: the original width, or channels shared with others, leave no other"
+                f"not {what} {held}: {text}: the original width, or channels shared with others, leave no other"
             )
     return notes
 
@@ -177,10 +177,10 @@ def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]
     if density.partial:
         yield f"the measurement was cut short after {density.images} images"
     sizes = {i.macroblock: (i.spatial_size, analysis.macroblocks[i.macroblock].spatial_size) for i in density.intervals}
-    moved = next((" × ".join(map(str, seen)) for seen, planned in sizes.values() if seen != planned), "")
+    moved = next((size_text(seen) for seen, planned in sizes.values() if seen != planned), "")
     if moved:
         yield f"the densities were measured at another input size, where a macroblock was {moved}: measure at this one"
-    open_ones = [" × ".join(map(str, i.spatial_size)) for i in density.intervals if i.z == point.z and not i.settled]
+    open_ones = [size_text(i.spatial_size) for i in density.intervals if i.z == point.z and not i.settled]
     if open_ones and not moved:
         yield f"{density.images} images do not settle the widths at {', '.join(open_ones)}: read more to be sure"
 

@@ -25,6 +25,7 @@ from mbs_fx.algorithm import scaled_width
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis, Stream
 from mbs_fx.results.stream_widths import ALL, Grain
+from mbs_fx.results.tables import size_text
 
 Key = int | tuple[int, ...] | str | re.Pattern[str]
 
@@ -64,9 +65,8 @@ def named(analysis: Analysis, key: Any, argument: str) -> Named:
         found = [size[0]]
     if not found:
         sizes = sorted({m.spatial_size[0] for m in analysis.macroblocks}, reverse=True)
-        text = " x ".join(map(str, size))
         raise MBSError(
-            f"{argument}: no macroblock has spatial size {text}; there are {sizes}, with indices "
+            f"{argument}: no macroblock has spatial size {size_text(size)}; there are {sizes}, with indices "
             f"0 to {len(analysis.macroblocks) - 1}"
         )
     return Named(tuple(found), tuple(name for i in found for name in analysis.macroblocks[i].convs))

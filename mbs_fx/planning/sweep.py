@@ -9,12 +9,9 @@ Semantics
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from numbers import Real
-from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -24,65 +21,7 @@ from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import resolve
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
-from mbs_fx.results.files import write_text
-from mbs_fx.results.plan import Plan
-
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Sweep(Sequence[Plan]):
-    """Plans, the largest first.  ``plans[i]`` is that of every z with ``ranges[i][0] <= z < ranges[i][1]``."""
-
-    plans: tuple[Plan, ...]
-    ranges: tuple[tuple[float, float], ...]
-
-    def __len__(self) -> int:
-        return len(self.plans)
-
-    @overload
-    def __getitem__(self, index: int) -> Plan: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Plan, ...]: ...
-    def __getitem__(self, index: int | slice) -> Plan | tuple[Plan, ...]:
-        return self.plans[index]
-
-    def at(self, z: float) -> Plan:
-        """The plan of a threshold."""
-        for made, (low, high) in zip(self.plans, self.ranges, strict=True):
-            if low <= z < high:
-                return made
-        raise MBSError(f"z = {z}: this sweep has no plan there; it was made for other thresholds")
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The sweep as text, what all plans share said once; written to ``path`` as a whole or not at all."""
-        shared = ("before", "kept", "input_shapes", "images")
-        rows: list[dict[str, Any]] = []
-        for made, (low, high) in zip(self.plans, self.ranges, strict=True):
-            row = json.loads(made.to_json())
-            rows.append(
-                {"range": [low, high if np.isfinite(high) else None]} | _without(row, *shared, "format", "version")
-            )
-        first = json.loads(self.plans[0].to_json())
-        head = {"format": "mbs_fx.sweep", "version": VERSION, **{name: first[name] for name in shared}}
-        text = json.dumps({**head, "plans": rows}, indent=1)
-        if path is not None:
-            write_text(path, text)
-        return text
-
-    def __str__(self) -> str:
-        from mbs_fx.results.tables import sweep_text
-
-        return sweep_text(self.plans, self.ranges)
-
-    def _repr_html_(self) -> str:
-        from mbs_fx.results.tables import sweep_html
-
-        return sweep_html(self.plans, self.ranges)
-
-
-def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in names}
+from mbs_fx.results.sweep import Sweep
 
 
 def sweep(

@@ -20,6 +20,9 @@ import numpy as np
 
 from mbs_fx import algorithm
 from mbs_fx.algorithm import Floats
+from mbs_fx.results.tables import lines_html, place_text, remarks, span_text, table, table_html, widths_text
+
+HEADERS = ("m", "size", "convs", "counted", "RF", "widths", "MFLOP")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +210,30 @@ class Analysis:
     operations: tuple[Operation, ...] = ()
 
     def __str__(self) -> str:
-        from mbs_fx.results.tables import analysis_text
-
-        return analysis_text(self)
+        return "\n".join([table(self._rows(), HEADERS), *self._remarks()])
 
     def _repr_html_(self) -> str:
-        from mbs_fx.results.tables import analysis_html
+        return table_html(self._rows(), HEADERS) + lines_html(self._remarks())
 
-        return analysis_html(self)
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [self._row(macroblock) for macroblock in self.macroblocks]
+
+    def _row(self, m: Macroblock) -> tuple[str, ...]:
+        convs = [self.by_name[name] for name in m.convs]
+        widths = dict.fromkeys((s.width, s.width) for s in self.streams if s.macroblock == m.index)
+        return (
+            f"{m.index}{'*' if m.segments else ''}",
+            place_text(m.spatial_size, m.upsampled),
+            str(len(convs)),
+            str(sum(conv.counted for conv in convs)),
+            span_text(field for conv in convs for field in conv.receptive_field),
+            widths_text(tuple(widths)),
+            f"{sum(conv.flops for conv in convs) / 1e6:.1f}",
+        )
+
+    def _remarks(self) -> list[str]:
+        segments = (segment.name for m in self.macroblocks for segment in m.segments)
+        return remarks(segments, self.kept, self.notes)
 
     @cached_property
     def by_name(self) -> Mapping[str, Conv]:

@@ -27,16 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mbs_fx.algorithm import Floats
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.files import write_text
+from mbs_fx.results.tables import lines_html, paragraph_html, size_text, table_html
 
 FORMAT = "mbs_fx.density"
 VERSION = 1
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +55,14 @@ class Interval:
     settled: bool
     edge: str = ""
 
+    @property
+    def state(self) -> str:
+        """Whether the widths are settled, and which is closest to changing."""
+        return ("settled" if self.settled else "not settled") + (f", {self.edge}" if self.edge else "")
+
     def __str__(self) -> str:
-        size = "x".join(map(str, self.spatial_size))
-        state = ("settled" if self.settled else "not settled") + (f", {self.edge}" if self.edge else "")
-        return f"z={self.z:g} at {size}: beta {self.beta:.4f} in [{self.low:.4f}, {self.high:.4f}], {state}"
+        size = size_text(self.spatial_size)
+        return f"z={self.z:g} at {size}: beta {self.beta:.4f} in [{self.low:.4f}, {self.high:.4f}], {self.state}"
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,29 @@ class Density:
         return (*arrays, _header(self))
 
     def __str__(self) -> str:
-        of = f" of {self.population}" if self.population is not None else ""
-        head = f"Density: {self.images}{of} images, {len(self.index)} convolutions"
-        lines = [head + (", partial" if self.partial else "")]
+        lines = [self._head()]
         lines += [f"  {interval}" for interval in self.intervals]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        from mbs_fx.results.tables import density_html
+    def _head(self) -> str:
+        of = f" of {self.population}" if self.population is not None else ""
+        text = f"Density: {self.images}{of} images, {len(self.index)} convolutions"
+        return text + (", partial" if self.partial else "")
 
-        return density_html(self)
+    def _repr_html_(self) -> str:
+        factors = [
+            (f"{i.z:g}", size_text(i.spatial_size), f"{i.beta:.4f}", f"{i.low:.4f} – {i.high:.4f}", i.state)
+            for i in self.intervals
+        ]
+        rows = [(name, f"{p:.4f}", f"{self.stderr[name]:.4f}") for name, p in self.p.items()]
+        each = table_html(rows, ("convolution", "p", "standard error"))
+        return (
+            paragraph_html(self._head())
+            + (table_html(factors, ("z", "size", "β", "between", "widths")) if factors else "")
+            + f"<details><summary>p of {len(rows)} convolutions</summary>{each}</details>"
+            + lines_html(self.notes)
+        )
 
     def check(self, analysis: Analysis) -> None:
         """Refuse a graph other than the one that was measured."""

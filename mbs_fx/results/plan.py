@@ -14,8 +14,32 @@ from typing import Any
 
 from mbs_fx.errors import MBSError
 from mbs_fx.results.files import write_text
+from mbs_fx.results.tables import (
+    kept_lines,
+    lines_html,
+    place_text,
+    remarks,
+    size_text,
+    span_text,
+    table,
+    table_html,
+    widths_text,
+)
 
 VERSION = 1
+
+PLAN_HEADERS = (
+    "m",
+    "size",
+    "convs",
+    "RF",
+    "layers",
+    "density",
+    "r",
+    "β",
+    "widths before → after",
+    "MFLOP before → after",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +68,7 @@ class Plan:
 
     ``widths`` and ``before`` map module paths to output widths; ``kept`` says what keeps its width and why;
     ``params``, ``flops`` (multiply-adds of the convolutions, one image), ``model_bytes`` (parameters and buffers) and
-    ``activation_bytes`` (feature maps of one image at the moment when they are most) are (before, after).  After a
+    ``activation_bytes`` (peak activation memory, one image) are (before, after).  After a
     rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
     share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
     ``opaque`` and ``leaves`` are the modules that were scaled as a whole, and not looked into.
@@ -103,14 +127,57 @@ class Plan:
         return _plan_of(data)
 
     def __str__(self) -> str:
-        from mbs_fx.results.tables import plan_text
-
-        return plan_text(self)
+        rows = [plan_row(m) for m in self.macroblocks]
+        segments = (name for m in self.macroblocks for name in m.segments)
+        below = remarks(segments, self.kept, self.notes)
+        return "\n".join([table(rows, PLAN_HEADERS), summary(self), _memory(self), *below])
 
     def _repr_html_(self) -> str:
-        from mbs_fx.results.tables import plan_html
+        rows = [plan_row(m) for m in self.macroblocks]
+        below = [summary(self), _memory(self), *kept_lines(self.kept), *self.notes]
+        return table_html(rows, PLAN_HEADERS) + lines_html(below)
 
-        return plan_html(self)
+
+def plan_row(m: MacroblockPlan) -> tuple[str, ...]:
+    """A macroblock as a row under `PLAN_HEADERS`."""
+    if m.base == m.convs:
+        layers = "base"
+    else:
+        layers = "enhancement" if m.base == 0 else f"{m.base} base, {m.convs - m.base} enh."
+    return (
+        f"{m.index}{'*' if m.segments else ''}",
+        place_text(m.spatial_size, m.upsampled),
+        str(m.convs),
+        span_text(m.receptive_field),
+        layers,
+        "" if m.density is None else f"{m.density:.3f}",
+        f"{m.redundancy:.4f}",
+        f"{m.beta:.4f}",
+        widths_text(m.widths),
+        f"{m.flops[0] / 1e6:.1f} → {m.flops[1] / 1e6:.1f}",
+    )
+
+
+def summary(plan: Plan) -> str:
+    """One line: parameters, flops, threshold, images."""
+    (p0, p1), (f0, f1) = plan.params, plan.flops
+    share = 1 - f1 / f0 if f0 else 0.0
+    text = f"parameters {p0:,} → {p1:,} ({plan.reduction:.2%} fewer), multiply-adds {f0:,} → {f1:,} ({share:.2%} fewer)"
+    if plan.z is not None and plan.boundary is not None:
+        text += f"; z = {plan.z:g} L, ⌈z⌉_RF = {boundary_text(plan.boundary)}"
+        text += f" and {plan.beyond:.0%} of the layers just beyond" if plan.beyond else ""
+    return text + (f"; {plan.images} images" if plan.images else "")
+
+
+def boundary_text(boundary: tuple[float, ...] | None) -> str:
+    """The boundary of Eq. 3, once where it is the same on all axes."""
+    return size_text(dict.fromkeys(boundary or ()), ", ")
+
+
+def _memory(plan: Plan) -> str:
+    """One line: bytes on disk and in feature maps."""
+    weights, maps = (f"{a / 1e6:,.2f} → {b / 1e6:,.2f} MB" for a, b in (plan.model_bytes, plan.activation_bytes))
+    return f"weights {weights}, peak activation memory {maps} per image"
 
 
 def _plan_of(data: dict[str, Any]) -> Plan:

@@ -21,8 +21,7 @@ from mbs_fx.algorithm import redundancy_of
 from mbs_fx.errors import MBSError
 from mbs_fx.planning.costs import Costs
 from mbs_fx.results.analysis import Analysis
-from mbs_fx.results.plan import MacroblockPlan, Plan
-from mbs_fx.results.tables import summary
+from mbs_fx.results.plan import MacroblockPlan, Plan, summary
 
 BEFORE = "reduced before: "
 
