@@ -22,9 +22,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from mbs_fx.density.columns import Column, Columns
-from mbs_fx.density.fast_copy import fetch
 from mbs_fx.operations.resolve import named
 from mbs_fx.results.analysis import Activation
+from mbs_fx.shapes.graph_attributes import attribute
 
 CACHED = 1 << 18
 """Values of a piece that stays in the cache together with its signs."""
@@ -53,7 +53,7 @@ def instrument(gm: fx.GraphModule, columns: Columns, activations: Mapping[str, A
         selection = _selection(graph, attributes, asked)
         copies[node] = copy = graph.node_copy(node, lambda n: copies[n])
         if node.op in ("call_module", "get_attr"):
-            attributes[node.target] = fetch(gm, node.target)
+            attributes[node.target] = attribute(gm, node.target)
         if asked:
             shapes.append(graph.call_function(getattr, (copy, "shape")))
             activation = activations[node.name]

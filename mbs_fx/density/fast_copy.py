@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from copy import copy
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.resolve import is_plain_layer, of_module
+from mbs_fx.shapes.graph_attributes import attribute, shallow_copy
 
 LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -44,7 +44,7 @@ def fast_copy(
             continue
         copies[node] = graph.node_copy(node, lambda n: copies[n])
         if node.op in ("call_module", "get_attr") and node.target not in attributes:
-            attributes[node.target] = _private(fetch(gm, node.target))
+            attributes[node.target] = _private(attribute(gm, node.target))
     private = fx.GraphModule(attributes, graph, type(gm).__name__).to(device)
     for tensor in (*private.parameters(), *private.buffers()):
         if tensor.is_floating_point():
@@ -53,14 +53,6 @@ def fast_copy(
             tensor.data = tensor.data.contiguous(memory_format=LAYOUTS[tensor.ndim])
     private.training = False
     return private
-
-
-def fetch(gm: fx.GraphModule, target: str) -> Any:
-    """What a dotted name stands for: a module, a parameter, a buffer, or a plain attribute."""
-    value: Any = gm
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _module(gm: fx.GraphModule, node: fx.Node) -> Any:
@@ -93,7 +85,7 @@ def _fold(conv: Any, norm: Any) -> nn.Module:
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    folded = copy(conv)
+    folded = shallow_copy(conv)
     folded._parameters = {"weight": _frozen(weight), "bias": _frozen(bias)}
     return folded
 
@@ -104,7 +96,7 @@ def _private(value: Any) -> Any:
         return _frozen(value) if isinstance(value, nn.Parameter) else value.detach()
     if not isinstance(value, nn.Module):
         return value
-    module = copy(value)
+    module = shallow_copy(value)
     module._parameters = {k: None if p is None else _frozen(p) for k, p in value._parameters.items()}
     module._buffers = {k: None if b is None else b.detach() for k, b in value._buffers.items()}
     module._modules = {k: None if m is None else _private(m) for k, m in value._modules.items()}

@@ -12,15 +12,12 @@ Semantics
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -38,6 +35,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density, fingerprint
 from mbs_fx.results.tables import size_text
+from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.ranks import Ranks, join
 from mbs_fx.shapes.shapes import types_of
 
@@ -104,7 +102,7 @@ def measure(
     _check_arguments(max_images, confidence, zs, batch_size, workers, on_nonfinite, timeout)
     check_graph(gm)
     file = None if checkpoint is None else Path(checkpoint)
-    with _random_state_kept(), torch.no_grad(), join(timeout) as ranks:
+    with random_state_kept(), torch.no_grad(), join(timeout) as ranks:
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
         source = open_images(images, Signature.of(gm, analysis.input_shapes[0] if analysis else ()), request)
         state = _state(file, ranks)
@@ -264,15 +262,3 @@ def _sizes(meter: Meter) -> Iterator[str]:
             f"there were images of {', '.join(others)}: their densities count, and widths are planned for "
             f"{size_text(planned)}, what the graph was analyzed for"
         )
-
-
-@contextmanager
-def _random_state_kept() -> Generator[None]:
-    """Datasets with random transforms and loaders draw numbers on the way."""
-    state, arrays = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(arrays)

@@ -16,7 +16,6 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -34,6 +33,7 @@ from mbs_fx.macroblocks.streams import find_segments, find_streams
 from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
+from mbs_fx.runtime.torch_private import OpOverload
 from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of, require_graph
 from mbs_fx.shapes.shapes import infer, typed
 from mbs_fx.tracing.leaves import is_layer
@@ -136,7 +136,7 @@ def _facts(
 
 def _why_no_convolution(gm: GraphModule) -> str:
     kinds = {type(node.target) for node in gm.graph.nodes if node.op == "call_function"}
-    if torch._ops.OpOverload in kinds:
+    if OpOverload in kinds:
         return (
             "the graph is made of aten operators, as torch.export makes it, without the modules whose widths could "
             "change: trace the model itself, mbs_fx.trace(model, example)"

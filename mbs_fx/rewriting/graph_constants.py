@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import factor_on, shrinking_axis
 from mbs_fx.channels.records import constant_path
 from mbs_fx.rewriting.selection import Keep
+from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.shapes import TensorShape
 
 

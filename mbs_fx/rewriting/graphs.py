@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
@@ -25,6 +24,7 @@ from mbs_fx.rewriting.graph_constants import apply_edits, counted_constants
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore, select
 from mbs_fx.runtime.garbage_collection import collector_paused
+from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.shapes import infer, typed
 
 _ADVICE = (

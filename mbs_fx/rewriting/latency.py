@@ -23,6 +23,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.runtime.devices import usable
+from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.example import place_and_dtype
 
@@ -47,7 +48,7 @@ class Latency:
         return self.measured[key]
 
     def _time(self, plan: Plan) -> float:
-        with torch.random.fork_rng(devices=[]):
+        with random_state_kept():
             small = rewrite(self.gm, plan, criterion="first").eval().to(self.device)
         run = small if self.prepare is None else self.prepare(small)
         inputs = self._inputs(plan)

@@ -30,6 +30,7 @@ from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.shapes.fake_interpreter import HOOKS
+from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.example import place_and_dtype
@@ -119,10 +120,7 @@ def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
     result.update(counted_constants(flow.gm, keep))
     for path, axes in flow.parameters.items():
         if any(v is not None and keep.extent(v) != v.shape[-1] for v in axes):
-            held: Any = flow.gm
-            for name in path.split("."):
-                held = getattr(held, name)
-            result[path] = resizer.tensor(held, axes)
+            result[path] = resizer.tensor(attribute(flow.gm, path), axes)
     return result
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from mbs_fx.channels.labels import Factor
 from mbs_fx.channels.records import Layer
 from mbs_fx.rewriting.selection import Keep
+from mbs_fx.runtime.torch_private import ConvNd
+from mbs_fx.shapes.graph_attributes import shallow_copy
 
 Init = str | Callable[[nn.Module], object]
 
@@ -59,7 +60,7 @@ class Resizer:
         known = self._done.get(id(module))
         if known is not None:
             return known
-        new = _shallow(module)
+        new = shallow_copy(module)
         axes: dict[str, tuple[Factor | None, ...]] = layer.tensors if layer is not None else {}
         tables: tuple[Any, ...] = (new._parameters, new._buffers)
         for held in tables:
@@ -87,20 +88,9 @@ class Resizer:
         return changed and any(self.keep.indices(v) is None for v in vectors)
 
 
-def _shallow(module: nn.Module) -> nn.Module:
-    """A copy that shares nothing that is written to; tensors and children are replaced by the caller."""
-    new = module.__class__.__new__(module.__class__)
-    held = module.__dict__.copy()
-    for name, value in held.items():
-        if isinstance(value, dict | list | set):
-            held[name] = value.copy() if value else type(value)()
-    new.__dict__ = held
-    return new
-
-
 def start_fresh(module: nn.Module) -> None:
     """Initialise a layer as at the start of training."""
-    if isinstance(module, _ConvNd) and isinstance(module.weight, nn.Parameter):
+    if isinstance(module, ConvNd) and isinstance(module.weight, nn.Parameter):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.channels.records import Count, Positions, Unless
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts
+from mbs_fx.runtime.torch_private import ConvTransposeNd
 
 Criterion = str | Callable[[str, Tensor], Tensor]
 
@@ -186,7 +186,7 @@ def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.f
     weight: Any = getattr(module, "weight", None) if module is not None else None
     if not isinstance(weight, Tensor) or weight.is_meta or criterion == "scale":
         return None
-    if isinstance(module, _ConvTransposeNd):
+    if isinstance(module, ConvTransposeNd):
         weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
     if callable(criterion):
         with torch.no_grad():

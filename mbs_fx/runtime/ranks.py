@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.torch_private import prefix_store
 
 T = TypeVar("T")
 
@@ -99,10 +100,8 @@ def join(timeout: float) -> Generator[Ranks]:
         return
     started = not dist.is_initialized() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
     if started:
-        from torch.distributed.distributed_c10d import PrefixStore
-
         store, rank, world = _meeting()
-        own = PrefixStore(f"mbs_fx/{next(_TURNS)}", store)
+        own = prefix_store(f"mbs_fx/{next(_TURNS)}", store)
         dist.init_process_group(store=own, rank=rank, world_size=world, timeout=limit)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield Ranks()

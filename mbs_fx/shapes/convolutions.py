@@ -18,12 +18,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd  # pyright: ignore[reportPrivateUsage]
 
 from mbs_fx.errors import MBSError
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.call import Call, TensorShape
 from mbs_fx.operations.resolve import of_target, operation_of, spelling
+from mbs_fx.runtime.torch_private import ConvNd, ConvTransposeNd
+from mbs_fx.shapes.graph_attributes import attribute
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,9 @@ def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
 
 def of_module(module: nn.Module) -> ConvSpec | None:
     """From the attributes: reading a parametrised weight would compute it, and may change its state."""
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, ConvNd):
         return None
-    transposed = isinstance(module, _ConvTransposeNd)
+    transposed = isinstance(module, ConvTransposeNd)
     ends = (module.in_channels, module.out_channels) if transposed else (module.out_channels, module.in_channels)
     return ConvSpec(
         weight=(int(ends[0]), int(ends[1] // module.groups), *map(int, module.kernel_size)),
@@ -143,8 +144,7 @@ def _tensors_behind(gm: GraphModule, node: Node) -> list[Tensor]:
     while waiting:
         current = waiting.pop()
         if current.op == "get_attr":
-            owner, _, name = str(current.target).rpartition(".")
-            value = getattr(gm.get_submodule(owner), name)
+            value = attribute(gm, str(current.target))
             found += [value] if isinstance(value, Tensor) else []
         elif current.op == "call_module":
             found += gm.get_submodule(str(current.target)).parameters()

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from mbs_fx.operations.resolve import is_in_place, of_library, of_target
+from mbs_fx.runtime.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
+from mbs_fx.shapes.graph_attributes import shallow_copy
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
@@ -177,17 +178,14 @@ def stand_in(call: Any, make: Callable[[Tensor], Tensor]) -> Any:
     """Modules as shallow copies without hooks, their tensors replaced; anything else as it is."""
     if not isinstance(call, nn.Module) or isinstance(call, torch.jit.ScriptModule):
         return call
-    clone = object.__new__(type(call))
+    clone = shallow_copy(call)
     for name, value in vars(call).items():
         if name in HOOKS:
-            value = type(value)()
-        elif name in ("_parameters", "_buffers"):
-            value = {key: tensor if tensor is None else make(tensor) for key, tensor in value.items()}
+            vars(clone)[name] = type(value)()
         elif name == "_modules":
-            value = {key: stand_in(child, make) for key, child in value.items()}
+            vars(clone)[name] = {key: stand_in(child, make) for key, child in value.items()}
         else:
-            value = mapped(value, make)
-        clone.__dict__[name] = value
+            vars(clone)[name] = mapped(value, make)
     return clone
 
 

@@ -12,7 +12,6 @@ Semantics
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,8 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
 from mbs_fx.operations.call import TensorShape
+from mbs_fx.runtime.random_state import random_state_kept
+from mbs_fx.runtime.torch_private import FAKE_TENSOR_LOG
 from mbs_fx.shapes.fake_interpreter import FakeInterpreter, mapped
 
 
@@ -93,14 +94,12 @@ def _is_shape(value: object) -> bool:
 @contextmanager
 def _no_traces() -> Generator[None]:
     """Other people's modules may draw random numbers, and torch logs every error that we report ourselves."""
-    state = random.getstate()
-    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log = logging.getLogger(FAKE_TENSOR_LOG)
     disabled, log.disabled = log.disabled, True
     try:
-        with torch.random.fork_rng(devices=[]):
+        with random_state_kept():
             yield
     finally:
-        random.setstate(state)
         log.disabled = disabled
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.recipe import Recipe
 
@@ -93,26 +94,19 @@ def _loader(data: Any, batch: int, workers: int, **options: Any) -> DataLoader[A
 
 @contextmanager
 def drawing(batches: Any, recipe: Recipe, epoch: int, ranks: Ranks) -> Generator[None]:
-    """Everything drawn inside depends on seed, epoch and rank; what was drawn outside goes on unharmed."""
+    """Seeds all generators from (seed, epoch, rank) and restores their states on exit."""
     holders = (batches, getattr(batches, "sampler", None))
     for holder in holders:
         set_epoch = getattr(holder, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
     seed = int(np.random.SeedSequence((recipe.seed, epoch, ranks.rank)).generate_state(1)[0])
-    python, arrays = random.getstate(), np.random.get_state()
     own = [g for g in (getattr(h, "generator", None) for h in holders) if isinstance(g, torch.Generator)]
-    states = [generator.get_state() for generator in own]
-    try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-            for generator in own:
-                generator.manual_seed(seed)
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
-        for generator, state in zip(own, states, strict=True):
-            generator.set_state(state)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_initialized() else None
+    with random_state_kept(device, own):
+        for generator in own:
+            generator.manual_seed(seed)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield

@@ -1,0 +1,48 @@
+"""What is private in torch, under public names.  No other file imports it.
+
+- Base classes of layers, which tell a kind of layer whatever its number of axes is.
+- Fake tensors, and walking through nested containers of tensors.
+- What graphs made by others hold: operators of aten, assertions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = [
+    "ASSERT",
+    "FAKE_TENSOR_LOG",
+    "ConvNd",
+    "ConvTransposeNd",
+    "DataDependentOutputException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "InstanceNorm",
+    "NormBase",
+    "OpOverload",
+    "prefix_store",
+    "tree_leaves",
+    "tree_map_only",
+]
+
+ASSERT = torch._assert
+"""The function that a graph calls for an assertion."""
+
+FAKE_TENSOR_LOG = "torch._subclasses.fake_tensor"
+"""The logger that repeats every error of a fake tensor."""
+
+
+def prefix_store(prefix: str, store: Any) -> Any:
+    """A part of a store for one process group; torch may be built without processes, hence the late import."""
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    return PrefixStore(prefix, store)
