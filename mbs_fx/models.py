@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mbs_fx import sample
 from mbs_fx.errors import MBSError
 from mbs_fx.folder import Channels, Preparation
 
@@ -110,8 +111,6 @@ def _unwrapped(held: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _from_sample(name: str, trained: bool) -> Source:
-    from mbs_fx import sample
-
     if name != "resnet20":
         raise MBSError(f"sample/{name} is not shipped; sample/resnet20 is")
     call = "trained()" if trained else "resnet(20)"

@@ -1,6 +1,7 @@
 """Every Python block in the documentation runs, and what its pages name exists."""
 
 import argparse
+import ast
 import importlib
 import re
 import sys
@@ -10,6 +11,7 @@ from pkgutil import resolve_name
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FORMATS = {"mbs_fx.measurement"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -41,6 +43,25 @@ def test_every_page_is_in_the_index():
 def test_names_exist(page):
     for name in set(re.findall(r"`(mbs_fx(?:\.\w+)+)", page.read_text())):
         resolve_name(name)
+
+
+SOURCES = [path for folder in ("mbs_fx", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def strings(path):
+    """Docstrings and messages, the fixed parts of f-strings included."""
+    return [
+        n.value
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_docstrings_and_messages_exist(path):
+    for name in {name for text in strings(path) for name in re.findall(r"mbs_fx(?:\.[A-Za-z_]\w*)+", text)}:
+        if name not in FORMATS:
+            resolve_name(name)
 
 
 COMMANDS = sorted(set(re.findall(r"`python benchmarks/(\w+)\.py ?([^`]*)`", (ROOT / "docs" / "paper.md").read_text())))

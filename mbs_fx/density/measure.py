@@ -3,9 +3,9 @@
 Semantics
 - p_j is the mean over images of the share of non-zero values at the activations that c_j's channels reach
   (which these are is the analysis' business), each image with equal weight.  Counts are exact integers.
-- Reading stops when every width is settled at the stated confidence (`settle`), provided that the images
-  come in random order (`images`); otherwise all of them are read.
-- A private copy does the work (`fast`): its densities differ from those of the graph itself by rounding,
+- Reading stops when every width is settled at the stated confidence (`mbs_fx.density.stopping_rule`), provided
+  that the images come in random order (`mbs_fx.density.images`); otherwise all of them are read.
+- A private copy runs (`mbs_fx.density.fast_copy`): its densities differ from those of the graph itself by rounding,
   far below their standard error.  ``fast=False`` runs the graph as it is.
 - The model, its mode, its statistics and the random state stay as they were.
 """
@@ -32,6 +32,7 @@ from mbs_fx.density.reading import Numbered, Outcome, Reading
 from mbs_fx.density.statistics import Moments
 from mbs_fx.density.stopping_rule import Judge, factors
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density, fingerprint
 from mbs_fx.results.tables import size_text
@@ -177,8 +178,6 @@ def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tu
 
 
 def _analysis(gm: fx.GraphModule, inputs: Inputs) -> Analysis:
-    from mbs_fx.macroblocks.analyze import facts
-
     shapes, types = inputs
     return facts(gm, shapes, types=types).analysis
 

@@ -128,7 +128,9 @@ def _facts(
         raise MBSError(_why_no_convolution(gm))
     names = [node.name for node in layers]
     choices = choose(flow, names, forced(gm, opaque) if opaque else None)
-    analysis = _assemble(flow, choices, layers, {name: found.geometry for name, found in located.items()}, shapes)
+    analysis = _assemble(
+        flow, choices, layers, {name: found.geometry.plain() for name, found in located.items()}, shapes
+    )
     notes = (*notes, *flow.notes.values())
     analysis = replace(analysis, notes=tuple(notes), opaque=opaque, input_types=types, fingerprint=print_)
     return Facts(analysis, flow, choices)
@@ -227,10 +229,10 @@ def _conv(flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock:
         spatial_size=place.spatial_size,
         stride=place.stride,
         receptive_field=place.receptive_field,
-        flops=geo.flops(flow.gm, node, flow.shapes),
+        flops=int(geo.flops(flow.gm, node, flow.shapes)),
         width=len(held.out),
         in_width=len(held.inp),
-        groups=held.groups,
+        groups=int(held.groups),
         macroblock=macroblock,
         out=choices.width(held.out),
         inp=choices.width(held.inp),

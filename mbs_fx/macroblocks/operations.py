@@ -10,12 +10,13 @@ Semantics
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
-from mbs_fx.results.analysis import Operation
+from mbs_fx.results.analysis import Operation, plain
 from mbs_fx.shapes.convolutions import any_conv, of_module, per_axis
 from mbs_fx.shapes.shapes import TensorShape
 
@@ -65,11 +66,11 @@ def _window(flow: Flow, node: Node, module: Any, dims: int) -> tuple[tuple[int, 
     """Kernel size and stride of a convolution or a pooling layer."""
     spec = of_module(module) if module is not None else any_conv(flow.gm, node, flow.shapes)
     if spec is not None:
-        return spec.kernel, spec.stride
+        return plain(spec.kernel), plain(spec.stride)
     kernel, step = getattr(module, "kernel_size", None), getattr(module, "stride", None)
-    if not isinstance(kernel, int | tuple) or not isinstance(step, int | tuple):
+    if not isinstance(kernel, Integral | tuple) or not isinstance(step, Integral | tuple):
         return (), ()
-    return per_axis(kernel, dims), per_axis(step, dims)
+    return plain(per_axis(kernel, dims)), plain(per_axis(step, dims))
 
 
 def _scope(node: Node) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mbs_fx.errors import MBSError
+from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.pictures.diagram import Diagram, Fold, diagram, opened, plan_diagram
 from mbs_fx.pictures.dot import dot_text
 from mbs_fx.pictures.graphviz_layout import layout
@@ -82,8 +83,6 @@ def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) 
             f"{type(x).__name__} is not a traced graph, an analysis or a plan; trace a model first, "
             "mbs_fx.trace(model, example)"
         )
-    from mbs_fx.macroblocks.analyze import analyze
-
     made = x.meta.get("mbs") if hasattr(x, "meta") else None
     plan = plan if plan is not None else made if isinstance(made, Plan) else None
     if analysis is not None:

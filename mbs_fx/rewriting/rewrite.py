@@ -2,7 +2,7 @@
 
 Semantics
 - Widths change, topology does not.  The same plan fits a traced graph and the original module.
-- How a graph is made anew stands in `graphs`, how a module is in `modules`.
+- `mbs_fx.rewriting.graphs` rebuilds a graph, `mbs_fx.rewriting.modules` a copy of the original module.
 """
 
 from __future__ import annotations
