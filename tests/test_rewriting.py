@@ -225,3 +225,27 @@ def test_memory_order_and_what_is_saved_stay():
     assert small.a.weight.is_contiguous(memory_format=torch.channels_last)
     assert "gain" in dict(small.named_buffers())
     assert set(small.state_dict()) == set(gm.state_dict())
+
+
+class OnlyEvaluationTraces(nn.Module):
+    """Has a head that only training uses, behind a branch on values that cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.second(self.first(x).relu()).relu()
+        if self.training and x.mean() > 0:
+            return self.head(x.mean((2, 3)))
+        return x
+
+
+def test_a_training_mode_that_cannot_be_traced_is_noted():
+    net = OnlyEvaluationTraces().eval()
+    _, _, plan = reduced(net)
+    small = mbs_fx.rewrite(net, plan)
+    (note,) = [note for note in small.meta["mbs"].notes if "not traced in training mode" in note]
+    assert "keep their width" in note
+    assert note in str(small.meta["mbs"])

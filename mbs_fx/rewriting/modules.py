@@ -4,7 +4,8 @@ Semantics
 - The copy keeps its class, its module paths and its own control flow: what depends on the training mode
   (auxiliary heads, functional dropout) stays alive.  Layers are replaced at the same paths.
 - Hooks stay with the copy and are not called here.
-- The module is traced in both modes, so that layers which only one of them uses are resized too.
+- The module is traced in both modes, so that layers which only one of them uses are resized too.  Where it cannot be
+  traced in training mode the plan's notes say so: layers that only training uses keep their width.
 - A constant in the code of ``forward`` that counts channels (``x.view(-1, 512 * 7 * 7)``) cannot be reached by
   replacing layers.  Then the copy runs the traced and rewritten code of its own mode, and the plan's notes say so.
 """
@@ -42,9 +43,10 @@ def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[
     small = copied(model)
     hooks = _taken_hooks(small)
     modes = {path: module.training for path, module in small.named_modules()}
-    graphs, keeps = _decisions(small, plan, criterion)
+    graphs, keeps, notes = _decisions(small, plan, criterion)
     first = keeps[False]
     resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
+    resizers[False].notes += notes
     code = {mode: _rewritten_graph(graphs[mode], keep) for mode, keep in keeps.items()}
     new: dict[str, nn.Module | Tensor] = {}
     for mode, keep in keeps.items():
@@ -70,8 +72,11 @@ def _taken_hooks(small: nn.Module) -> dict[str, dict[str, Any]]:
     return taken
 
 
-def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict[bool, GraphModule], dict[bool, Keep]]:
-    """The graph of each mode that can be traced, and which channels stay there."""
+def _decisions(
+    small: nn.Module, plan: Plan, criterion: Criterion
+) -> tuple[dict[bool, GraphModule], dict[bool, Keep], list[str]]:
+    """The graph of each mode that can be traced, which channels stay there, and notes."""
+    notes: list[str] = []
     graphs: dict[bool, GraphModule] = {}
     keeps: dict[bool, Keep] = {}
     inputs = example_inputs(small, plan)
@@ -79,9 +84,10 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
         small.train(mode)
         try:
             graphs[mode] = trace(small, inputs, leaves=plan.leaves)
-        except MBSError:
+        except MBSError as error:
             if not mode:
                 raise
+            notes.append(f"not traced in training mode, so layers that only training uses keep their width: {error}")
             continue
         found = facts(graphs[mode], _shapes(plan), plan.opaque, plan.input_types)
         if not mode:
@@ -89,7 +95,7 @@ def _decisions(small: nn.Module, plan: Plan, criterion: Criterion) -> tuple[dict
         else:
             counts = from_widths(found.analysis, plan.widths)
             keeps[mode] = restore(found, counts, keeps[False].channels())
-    return graphs, keeps
+    return graphs, keeps, notes
 
 
 def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...] | dict[str, Tensor]:

@@ -25,11 +25,15 @@ Init = str | Callable[[nn.Module], object]
 
 
 class Resizer:
-    """Copies modules and tensors of one network at the widths of one decision."""
+    """Copies modules and tensors of one network at the widths of one decision.
+
+    ``fresh`` are the layers that were initialised anew, ``notes`` what a reader of the plan has to know.
+    """
 
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
         self.fresh: list[str] = []
+        self.notes: list[str] = []
         self._done: dict[int, Any] = {}
 
     def tensor(self, tensor: Tensor, axes: tuple[Factor | None, ...]) -> Tensor:

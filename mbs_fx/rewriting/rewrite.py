@@ -64,7 +64,7 @@ def rewrite(
     initialise(small, init)
     analysis = keep.facts.analysis
     made = recounted(analysis, plan, keep.counts)
-    notes = made.notes
+    notes = (*made.notes, *resizer.notes)
     if resizer.fresh and init == "inherit":
         notes = (*notes, f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}")
     reduced: Any = small
