@@ -12,10 +12,10 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import lcm
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor
 from mbs_fx.results.analysis import Cell, Width
+from mbs_fx.runtime.by_identity import ByIdentity
 
 Array = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """Classes of labels and their cells.  Arrays are indexed by label; cell -1 is what always stays.
 
-    ``parts`` maps sets of opaque cells to the number of equal parts that their sum must split into.  ``widths``
-    remembers widths by the identity of an axis, and the axis: a layer's tensors share theirs.
+    ``parts`` maps sets of opaque cells to the number of equal parts that their sum must split into.
     """
 
     hard: Array
@@ -43,16 +43,17 @@ class Choices:
     reasons: dict[int, str]
     opaque_cells: frozenset[int]
     parts: dict[tuple[int, ...], int]
-    widths: dict[int, tuple[Factor, Width]] = field(default_factory=dict[int, Any], repr=False)
+
+    @cached_property
+    def _widths(self) -> ByIdentity[Factor, Width]:
+        return ByIdentity()
 
     def width(self, axis: Factor) -> Width:
         """The size of an axis with these labels, as a function of how many choices of each cell stay.
 
         Labels are one per position, or (groups, positions in a group) for one group's share.
         """
-        if id(axis) not in self.widths:
-            self.widths[id(axis)] = axis, self._width(axis)
-        return self.widths[id(axis)][1]
+        return self._widths.get(axis, self._width)
 
     def _width(self, axis: Factor) -> Width:
         parts = axis.shape[0] if axis.ndim == 2 else 1

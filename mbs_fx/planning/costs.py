@@ -22,6 +22,7 @@ import numpy as np
 from mbs_fx.algorithm import Counts
 from mbs_fx.planning.allocation import integers
 from mbs_fx.results.analysis import Analysis, Conv, Width
+from mbs_fx.runtime.by_identity import ByIdentity
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,18 @@ class _Rows:
 
     def __init__(self) -> None:
         self._widths: list[Width] = []
-        self._by_identity: dict[int, int] = {}
+        self._by_identity: ByIdentity[Width, int] = ByIdentity()
         self._by_terms: dict[tuple[Any, ...], int] = {}
 
     def numbers(self, widths: Iterable[Width]) -> list[int]:
         """The rows of widths, new ones where they are met for the first time."""
-        return [self._by_identity.get(id(width)) or self._number(width) for width in widths]
+        return [self._by_identity.get(width, self._number) for width in widths]
 
     def _number(self, width: Width) -> int:
         key = (width.fixed, *((cell, share.numerator, share.denominator) for cell, share in width.terms))
         row = self._by_terms.setdefault(key, len(self._widths))
         if row == len(self._widths):
             self._widths.append(width)
-        self._by_identity[id(width)] = row
         return row
 
     def sizes(self, counts: Counts) -> Counts:

@@ -10,8 +10,9 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,23 @@ from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.channels.records import Count, Positions, Unless
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts
+from mbs_fx.runtime.by_identity import ByIdentity
 from mbs_fx.runtime.torch_private import ConvTransposeNd
 
 Criterion = str | Callable[[str, Tensor], Tensor]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Keep:
-    """``stays[label]`` for labels that are followed; ``counts[cell]`` out of ``facts``' cell sizes for opaque ones.
-
-    ``found`` remembers positions by the identity of an axis, and the axis: a layer's tensors share theirs.
-    """
+    """``stays[label]`` for labels that are followed; ``counts[cell]`` out of ``facts``' cell sizes for opaque ones."""
 
     facts: Facts
     stays: NDArray[np.bool_]
     counts: tuple[int, ...]
-    found: dict[int, tuple[Factor, NDArray[np.int64] | None]] = field(default_factory=dict[int, Any], repr=False)
+
+    @cached_property
+    def _positions_of(self) -> ByIdentity[Factor, NDArray[np.int64] | None]:
+        return ByIdentity()
 
     def size(self, factor: Factor) -> int:
         """How many positions stay along the shrinking axis of a factor."""
@@ -68,11 +70,12 @@ class Keep:
 
     def indices(self, axis: Factor) -> NDArray[np.int64] | None:
         """Positions of a tensor's axis that stay; None where only their number is known."""
-        if id(axis) not in self.found:
-            followed = not self.facts.choices.opaque[axis].any()
-            kept = np.flatnonzero(self.stays[axis[0] if axis.ndim == 2 else axis])
-            self.found[id(axis)] = axis, kept if followed else None
-        return self.found[id(axis)][1]
+        return self._positions_of.get(axis, self._indices)
+
+    def _indices(self, axis: Factor) -> NDArray[np.int64] | None:
+        if self.facts.choices.opaque[axis].any():
+            return None
+        return np.flatnonzero(self.stays[axis[0] if axis.ndim == 2 else axis])
 
     def evaluate(self, template: Any) -> Any:
         """A constant with every `Count` in it replaced by its number; None for one that stays as it is."""
