@@ -41,7 +41,7 @@ from torchvision import models
 import mbs_fx
 from mbs_fx.density.batches import Batch
 from mbs_fx.density.columns import Columns
-from mbs_fx.density.execution import makes
+from mbs_fx.density.execution import executions
 from mbs_fx.density.fast_copy import fast_copy
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.statistics import Moments
@@ -110,7 +110,7 @@ def timing(name: str, case: Case, repetitions: int) -> dict[str, Any]:
 def ways(gm: fx.GraphModule, case: Case) -> tuple[mbs_fx.Analysis, Columns, list[Any]]:
     analysis = mbs_fx.analyze(gm, (1, 3, case.size, case.size))
     columns = Columns.of(analysis)
-    return analysis, columns, makes(gm, columns, analysis, case.device, True, None, case.compiled)
+    return analysis, columns, executions(gm, columns, analysis, case.device, True, None, case.compiled)
 
 
 def measuring(gm: fx.GraphModule, case: Case, images: Tensor) -> Pass:

@@ -65,11 +65,11 @@ def ahead(first: Lines, second: Lines) -> str:
 
 
 def verdict(gaps: list[float]) -> str:
-    """Whether so many seeds tell two means apart: a paired t test at 95 %."""
+    """Whether the difference of two means is significant: a paired t test at 95 %."""
     if len(gaps) - 1 not in STUDENT or not stdev(gaps):
         return ""
     apart = abs(mean(gaps)) > STUDENT[len(gaps) - 1] * stdev(gaps) / len(gaps) ** 0.5
-    return ", told apart" if apart else ", not told apart"
+    return ", significant" if apart else ", no significant difference"
 
 
 def schedules(log: Log) -> list[str]:
@@ -202,10 +202,10 @@ def page(lines: Lines) -> str:
         "# Results", "",
         "Made by `python benchmarks/results.py` of `benchmarks/logs/cifar10.jsonl`, a line per run; "
         "`benchmarks/cifar10.py` says how to run a row again. CIFAR-10, accuracy in % on the 10,000 test images after "
-        "the last epoch: mean ± standard deviation (number of seeds). Differences are of the same seeds; they are told "
-        "apart where a paired t test at 95 % does so. Equal size is as near in parameters as a method comes; "
+        "the last epoch: mean ± standard deviation (number of seeds). Differences are of the same seeds; significance "
+        "is that of a paired t test at 95 %. Equal size is as near in parameters as a method comes; "
         "multiply-adds (of the convolutions, MFLOP) are not equal. A depth has one trained original, and a size "
-        "one plan: seeds stand for the luck of training alone.", "",
+        "one plan: seeds vary the training alone.", "",
         *schedules(log),
     ]  # fmt: skip
     for schedule in log.distinct("schedule"):

@@ -19,14 +19,15 @@ from torch import Tensor, fx
 
 import mbs_fx
 from mbs_fx import sample
+from mbs_fx.algorithm import Counts
 from mbs_fx.density.batches import Batch
-from mbs_fx.density.columns import Columns, Counts
-from mbs_fx.density.execution import makes
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.execution import executions
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.progress import Progress
 from mbs_fx.density.reading import Reading
 from mbs_fx.density.statistics import Block, Moments
-from mbs_fx.density.stopping_rule import Judge, factors
+from mbs_fx.density.stopping_rule import StoppingRule, factors
 from mbs_fx.results.density import Density
 from mbs_fx.runtime.ranks import Ranks
 
@@ -65,7 +66,7 @@ def count(name: str, gm: fx.GraphModule, images: Tensor, batch: int = 100) -> Co
     """The counts of every image, from the copy that `measure` runs."""
     analysis = mbs_fx.analyze(gm, (1, *images.shape[1:]))
     columns = Columns.of(analysis)
-    meter = Meter(gm, makes(gm, columns, analysis, None, True, None, False), columns, analysis)
+    meter = Meter(gm, executions(gm, columns, analysis, None, True, None, False), columns, analysis)
     with torch.no_grad():
         for number, part in enumerate(images.split(batch)):
             meter.run(number, [Batch((part,), tuple(range(len(part))))])
@@ -77,9 +78,9 @@ def replay(counted: Counted, order: Sequence[int], zs: Sequence[float], confiden
     """What `measure` would have read of the images in this order."""
     columns, population = counted.columns, len(counted.counts)
     batches = [Batch((), tuple(order[i : i + batch])) for i in range(0, population, batch)]
-    judge = Judge(counted.analysis, factors(counted.analysis, columns.index, zs), confidence, population)
+    rule = StoppingRule(counted.analysis, factors(counted.analysis, columns.index, zs), confidence, population)
     stand_in: Any = counted
-    reading = Reading(stand_in, columns, Ranks(), Progress(False, None), judge, None, {}, Moments.empty(columns))
+    reading = Reading(stand_in, columns, Ranks(), Progress(False, None), rule, None, {}, Moments.empty(columns))
     return reading.run(iter([(number, [b]) for number, b in enumerate(batches)])).moments
 
 
@@ -103,7 +104,7 @@ def images_read(networks: Sequence[Counted]) -> Iterator[dict[str, Any]]:
         order = torch.randperm(population, generator=torch.Generator().manual_seed(0)).tolist()
         moments = replay(counted, order, (1.0,), 0.99)
         asked = factors(counted.analysis, counted.columns.index, (1.0,))
-        found = Judge(counted.analysis, asked, 0.99, population)(moments, edges=True)
+        found = StoppingRule(counted.analysis, asked, 0.99, population)(moments, edges=True)
         closest = min((i for i in found if i.edge), key=lambda i: float(i.edge.split()[0]), default=None)
         yield {
             "network": counted.name,

@@ -31,7 +31,7 @@ from mbs_fx.results.tables import size_text
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.rewriting.selection import Criterion
-from mbs_fx.shapes.graph_inputs import Example
+from mbs_fx.shapes.graph_inputs import ExampleLike
 
 ANALYSIS, DENSITY, NOTE = "mbs_analysis", "mbs_density", "mbs"
 
@@ -56,7 +56,7 @@ class Analyze(PassBase):
     """`mbs_fx.analyze`; the arguments are the same."""
 
     def __init__(
-        self, example: Example = None, *, opaque: Iterable[str | type[nn.Module]] = (), strict: bool = False
+        self, example: ExampleLike = None, *, opaque: Iterable[str | type[nn.Module]] = (), strict: bool = False
     ) -> None:
         super().__init__()
         self.example, self.opaque, self.strict = example, tuple(opaque), strict

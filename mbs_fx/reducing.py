@@ -23,7 +23,7 @@ from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite
 from mbs_fx.rewriting.selection import Criterion
 from mbs_fx.runtime.devices import block
-from mbs_fx.shapes.graph_inputs import Example
+from mbs_fx.shapes.graph_inputs import ExampleLike
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace
 
@@ -32,7 +32,7 @@ def reduce(
     model: nn.Module,
     images: Any = None,
     *,
-    example: Example = None,
+    example: ExampleLike = None,
     z: float | None = None,
     density: Density | None = None,
     init: Init = "inherit",
@@ -113,7 +113,7 @@ def reduce(
     return rewrite(gm, made, init=init, criterion=criterion)
 
 
-def _graph(model: nn.Module, example: Example) -> GraphModule:
+def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
     """The model as a graph that knows the plan which the model was made by, if any."""
     if isinstance(model, GraphModule):
         return model

@@ -13,7 +13,7 @@ import mbs_fx
 from mbs_fx.density.batches import Batch
 from mbs_fx.density.columns import Columns
 from mbs_fx.density.counting import nonzeros
-from mbs_fx.density.execution import makes
+from mbs_fx.density.execution import executions
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.recorded import Recorded
 
@@ -52,7 +52,7 @@ def test_one_synchronisation_for_all_batches_of_a_check() -> None:
     gm = graph()
     analysis = mbs_fx.analyze(gm, SHAPE)
     columns = Columns.of(analysis)
-    meter = Meter(gm, makes(gm, columns, analysis, "cuda", True, None, False), columns, analysis)
+    meter = Meter(gm, executions(gm, columns, analysis, "cuda", True, None, False), columns, analysis)
     batch = Batch((torch.randn(8, 3, 16, 16),), tuple(range(8)))
     for number in range(2):  # run, and recorded
         meter.run(number, [batch])

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 import mbs_fx
 from mbs_fx import sample
-from mbs_fx.density.columns import Columns, Floats
-from mbs_fx.density.stopping_rule import FEWEST, Judge, factors, half_width, intervals, judge
+from mbs_fx.algorithm import Floats
+from mbs_fx.density.columns import Columns
+from mbs_fx.density.stopping_rule import FEWEST, StoppingRule, factors, half_width, intervals, intervals_of
 from mbs_fx.results.density import Density, Interval
 
 ZS = (0.1, 0.2)
@@ -113,11 +114,11 @@ def test_an_undecided_width_is_named_with_its_distance(analysis: mbs_fx.Analysis
     target = 2 - 1 / (7 / 12 + above)  # E_base / E_total by Eq. 7 and 9
     rest = factor.total - factor.base
     mean = np.where(factor.base > 0, target / (1 - target) * rest.sum() / factor.base.sum(), 1) * 0.01
-    (found,) = judge(analysis, [factor], mean, np.eye(3) * 4e-6, 100, None, 0.99)
+    (found,) = intervals_of(analysis, [factor], mean, np.eye(3) * 4e-6, 100, None, 0.99)
     assert found.beta == pytest.approx(7 / 12 + above)
     assert not found.settled
     assert found.edge == f"{edge} from where 4 has 7 or 8 channels at 0.5833"
-    (later,) = judge(analysis, [factor], mean, np.eye(3) * 1e-8, 100, None, 0.99)
+    (later,) = intervals_of(analysis, [factor], mean, np.eye(3) * 1e-8, 100, None, 0.99)
     assert later.settled
 
 
@@ -143,7 +144,7 @@ def test_a_trained_network_settles_early_on_the_widths_of_the_whole_set(counted:
     assert early.population == 500
     assert widths(gm, early) == counted.widths(whole, 1.0)
     asked = factors(counted.analysis, counted.columns.index, (1.0,))
-    for interval, truth in zip(early.intervals, Judge(counted.analysis, asked, 0.99, 500)(whole), strict=True):
+    for interval, truth in zip(early.intervals, StoppingRule(counted.analysis, asked, 0.99, 500)(whole), strict=True):
         assert interval.low <= truth.beta <= interval.high
 
 

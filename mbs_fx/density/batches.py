@@ -1,4 +1,4 @@
-"""Which tensors of a batch the graph takes, and whether they are what it can take.
+"""The input tensors of a batch: which the graph takes, and whether they fit.
 
 - Placeholders without a default are the inputs.  In a dict they are found by name, in a tuple by position;
   a dict with a single floating-point tensor needs no names.

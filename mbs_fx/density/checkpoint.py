@@ -1,8 +1,9 @@
-"""A measurement that can be taken up again: running totals in a safetensors file.
+"""Checkpoints of a measurement: running totals in a safetensors file.
 
 - The file is written as a whole or not at all, at batch boundaries, so that a resumed measurement merges
   the same batches in the same order as one that was never interrupted.
-- It says what it belongs to (graph, weights, images, batch size, seed, precision); anything else is refused.
+- It records what it depends on (graph, weights, images, batch size, seed, precision); a checkpoint of anything else is
+  refused.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def save(path: Path, moments: Moments, identity: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> State | None:
-    """The state to go on from; None where there is no file yet."""
+    """The state to resume from; None where there is no file yet."""
     if not path.exists():
         return None
     try:
@@ -66,7 +67,7 @@ def load(path: Path) -> State | None:
 
 
 def resumed(state: State, identity: Mapping[str, Any]) -> Moments:
-    """The totals to go on from.  Refuses those of another measurement."""
+    """The totals to resume from.  Refuses those of another measurement."""
     for key, value in identity.items():
         held = state.identity.get(key)
         if held != value:

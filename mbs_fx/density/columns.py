@@ -1,4 +1,4 @@
-"""What has to be counted so that every convolution gets its density.  Imports no torch.
+"""Which counts the densities of all convolutions need.  No torch.
 
 Semantics
 - A *column* is one count per image: the non-zero values at an activation node, over all its channels or over
@@ -14,12 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mbs_fx.algorithm import Counts, Floats
 from mbs_fx.results.analysis import Analysis
-
-Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ fresh pages costs more than most layers do."""
 
 
 @dataclass(frozen=True)
-class Make:
+class Execution:
     """One way to run the counting graph.  ``filled``: it wants batches of one size; ``images``: no more than that."""
 
     build: Callable[[], Callable[..., Any]]
@@ -59,7 +59,7 @@ class Make:
         return tensor
 
 
-def makes(
+def executions(
     gm: fx.GraphModule,
     columns: Columns,
     analysis: Analysis,
@@ -67,18 +67,18 @@ def makes(
     fast: bool,
     dtype: torch.dtype | None,
     compiled: bool,
-) -> list[Make]:
-    """The makes to try for a graph."""
+) -> list[Execution]:
+    """Ways to run the counting graph, fastest first."""
     first = next((t for t in chain(gm.parameters(), gm.buffers()) if t.is_floating_point()), torch.empty(0))
     place = first.device if device is None else usable(device)
     counting = instrument(gm, columns, analysis.activations)
-    own = Make(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
+    own = Execution(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
     if not fast and not compiled:
         return [own]
     precision = dtype or fast_dtype(first.dtype, place, _largest(analysis))
     images = _images_at_once(analysis, precision) if place.type == "cpu" else None
 
-    def make(channels_last: bool) -> Make:
+    def execution(channels_last: bool) -> Execution:
         def build() -> Callable[..., Any]:
             copy = fast_copy(counting, place, precision, channels_last)
             if compiled:
@@ -86,9 +86,9 @@ def makes(
             return Recorded(copy.forward) if place.type == "cuda" else fuse(copy).forward
 
         filled = compiled or place.type == "cuda"
-        return Make(build, place, precision, channels_last, compiled, filled, images)
+        return Execution(build, place, precision, channels_last, compiled, filled, images)
 
-    return [make(True), make(False), own]
+    return [execution(True), execution(False), own]
 
 
 def _largest(analysis: Analysis) -> Shape:

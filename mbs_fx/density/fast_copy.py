@@ -1,4 +1,4 @@
-"""A private copy of a graph that gives the same numbers sooner.  For measuring only.
+"""A private copy of a graph that computes the same activations faster, for measuring only.
 
 - A BatchNorm that alone reads a convolution's output is folded into its weights.
 - Parameters keep their storage where nothing about them changes: only folded, moved or converted ones take
@@ -77,7 +77,7 @@ def _foldable(gm: fx.GraphModule) -> dict[fx.Node, fx.Node]:
 
 
 def _is_modified(module: nn.Module) -> bool:
-    """Whether more happens in a call than the class says."""
+    """Whether hooks or parametrizations change what a call of the module computes."""
     return bool(module._forward_hooks or module._forward_pre_hooks or is_parametrized(module))
 
 
@@ -91,7 +91,7 @@ def _fold(conv: Any, norm: Any) -> nn.Module:
 
 
 def _private(value: Any) -> Any:
-    """The same module with parameters, buffers and children of its own that share their storage."""
+    """A copy of a module with parameters, buffers and children of its own, which share their storage."""
     if isinstance(value, Tensor):
         return _frozen(value) if isinstance(value, nn.Parameter) else value.detach()
     if not isinstance(value, nn.Module):

@@ -1,4 +1,4 @@
-"""Batches of images from whatever a person has.
+"""Batches of images from tensors, datasets, loaders and iterables.
 
 Semantics
 - A tensor (N, C, H, W), a map-style dataset and a `DataLoader` over one are *sets*: their size is known, and they
@@ -42,10 +42,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
-"""What stays of a loader; its prefetch factor, too."""
+"""Settings of a loader that are kept, besides its prefetch factor."""
 
 END = object()
-"""What comes after the last item."""
+"""Marks the end of the items."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageReader:
     """Images in a fixed order.
 
     ``read(start)`` yields number and groups of batches start + rank, start + rank + world, ...
@@ -83,8 +83,8 @@ class Source:
         return min(known, default=None)
 
 
-def open_images(images: Any, signature: Signature, request: Request) -> Source:
-    """A source for anything that holds images."""
+def open_images(images: Any, signature: Signature, request: Request) -> ImageReader:
+    """A reader for anything that holds images."""
     if isinstance(images, DataLoader):
         return _loader(images, signature, request)
     if isinstance(images, Tensor) and images.ndim != signature.batch_axes:
@@ -128,7 +128,7 @@ def _first(images: Any) -> Any:
         raise _failure(error, 0, 0) from error
 
 
-def _loader(loader: DataLoader[Any], signature: Signature, request: Request) -> Source:
+def _loader(loader: DataLoader[Any], signature: Signature, request: Request) -> ImageReader:
     members = _members(loader)
     if members is None:
         return _in_order(loader, signature, request)
@@ -156,7 +156,7 @@ def _sampled(
     signature: Signature,
     request: Request,
     loader: DataLoader[Any] | None = None,
-) -> Source:
+) -> ImageReader:
     """Draw from a set without replacement, in an order that depends on the seed alone."""
     generator = torch.Generator().manual_seed(request.seed)
     order = [members[i] for i in torch.randperm(len(members), generator=generator).tolist()][: request.limit]
@@ -173,7 +173,7 @@ def _sampled(
             yield number, [_whole(signature, raw, number, indices)] if stacked else signature.stack(raw, indices)
 
     resampled = loader is not None and type(loader.sampler) is SequentialSampler
-    return Source(read, size, population=len(members), random=True, resampled=resampled)
+    return ImageReader(read, size, population=len(members), random=True, resampled=resampled)
 
 
 def _whole(signature: Signature, raw: Any, number: int, indices: Sequence[int]) -> Batch:
@@ -204,7 +204,7 @@ def _seed(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def _in_order(images: Iterable[Any], signature: Signature, request: Request) -> Source:
+def _in_order(images: Iterable[Any], signature: Signature, request: Request) -> ImageReader:
     """Batches as they come; with several ranks every rank goes through all of them and keeps its own."""
 
     def read(start: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -212,7 +212,7 @@ def _in_order(images: Iterable[Any], signature: Signature, request: Request) -> 
         for number, batch in islice(numbered, start + request.rank, None, request.world):
             yield number, [batch]
 
-    return Source(read, request.batch_size, random=request.shuffled)
+    return ImageReader(read, request.batch_size, random=request.shuffled)
 
 
 def _grouped(images: Iterable[Any], signature: Signature, batch_size: int) -> Iterator[Batch]:
@@ -260,9 +260,10 @@ def _next(items: Iterator[Any], number: int, seen: int) -> Any:
 
 
 def workers_watched(work: Callable[P, R]) -> Callable[P, R]:
-    """A loader's worker that died is told by a signal, so that the error appears wherever the program is by then.
+    """Turns the death of a loader's worker into an `MBSError`.
 
-    A second one may follow the first, and meet a context manager on its way out: hence a function around all.
+    torch reports it by a signal, so that the error is raised wherever the program is by then, and a second one may
+    be raised in a context manager's exit: this wraps the whole function.
     """
 
     @wraps(work)

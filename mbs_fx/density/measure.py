@@ -7,7 +7,7 @@ Semantics
   that the images come in random order (`mbs_fx.density.images`); otherwise all of them are read.
 - A private copy runs (`mbs_fx.density.fast_copy`): its densities differ from those of the graph itself by rounding,
   far below their standard error.  ``fast=False`` runs the graph as it is.
-- The model, its mode, its statistics and the random state stay as they were.
+- The model, its mode, its BatchNorm statistics and the random state are unchanged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch import fx
 from mbs_fx.density import checkpoint as checkpoints
 from mbs_fx.density.batches import Signature, check_graph
 from mbs_fx.density.columns import Columns
-from mbs_fx.density.execution import Make, makes
-from mbs_fx.density.images import Request, Source, open_images, workers_watched
+from mbs_fx.density.execution import Execution, executions
+from mbs_fx.density.images import ImageReader, Request, open_images, workers_watched
 from mbs_fx.density.meter import Meter, OnNonfinite
 from mbs_fx.density.progress import Progress
 from mbs_fx.density.reading import Numbered, Outcome, Reading
 from mbs_fx.density.statistics import Moments
-from mbs_fx.density.stopping_rule import Judge, factors
+from mbs_fx.density.stopping_rule import StoppingRule, factors
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.results.analysis import Analysis
@@ -43,7 +43,7 @@ from mbs_fx.shapes.shapes import types_of
 Inputs = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 
 LOOKED_AT = 0.99
-"""The confidence of the intervals in the result where everything was to be read."""
+"""The confidence of the intervals in the result where ``confidence`` is None."""
 
 
 @workers_watched
@@ -62,7 +62,7 @@ def measure(
     workers: int = 0,
     fast: bool = True,
     dtype: torch.dtype | None = None,
-    compile: bool = False,  # noqa: A002 - the word that torch users look for
+    compile: bool = False,  # noqa: A002 - what torch calls it
     on_nonfinite: OnNonfinite = "raise",
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
@@ -82,17 +82,17 @@ def measure(
         seed: of the order in which a set of images is drawn.
         shuffled: the order of an iterable is random, so that reading may stop early.
         workers: processes that load images from a dataset (a `DataLoader` has its own).
-        fast: run a private copy: BatchNorm folded, the memory order and precision the hardware is fast at.
+        fast: run a private copy with BatchNorm folded, in the hardware's fastest memory order and precision.
         dtype: the precision of that copy, in place of the fastest.
         compile: run the copy through `torch.compile`, counting included.
         on_nonfinite: "raise" at an image that gives NaN or infinite values, or "skip" and count it.
-        checkpoint: a file to keep the state in; a measurement that was cut short goes on from there.
+        checkpoint: a file for the state; a measurement that was interrupted resumes from it.
         progress: show a bar; None shows it on a terminal only.
-        timeout: seconds after which a process that does not answer is given up, under torchrun.
+        timeout: seconds to wait for other processes, under torchrun.
 
     Returns:
-        Densities with their covariance, intervals for the scaling factors, and notes on what was done.  After
-        Ctrl-C, what was measured so far, marked as partial.
+        Densities with their covariance, intervals for the scaling factors, and notes.  After Ctrl-C, what was measured
+        so far, marked as partial.
 
     Raises:
         MBSError: no images, images that the graph cannot take, a model in training mode, a loader that fails,
@@ -110,21 +110,21 @@ def measure(
         stream, inputs = _opened(source, state, ranks)
         analysis = analysis or _analysis(gm, inputs)
         columns = Columns.of(analysis)
-        judge = Judge(analysis, factors(analysis, columns.index, zs), confidence or LOOKED_AT, source.population)
-        ways = makes(gm, columns, analysis, device, fast, dtype, compile)
+        rule = StoppingRule(analysis, factors(analysis, columns.index, zs), confidence or LOOKED_AT, source.population)
+        ways = executions(gm, columns, analysis, device, fast, dtype, compile)
         identity = {} if file is None else _identity(gm, analysis, source, ways[0], max_images, seed)
         reading = Reading(
             meter=Meter(gm, ways, columns, analysis, on_nonfinite),
             columns=columns,
             ranks=ranks,
             progress=Progress(progress if ranks.rank == 0 else False, source.expected(max_images)),
-            judge=judge if confidence is not None and source.random else None,
+            rule=rule if confidence is not None and source.random else None,
             file=file,
             identity=identity,
             moments=Moments.empty(columns) if state is None else checkpoints.resumed(state, identity),
         )
         outcome = reading.run(stream)
-    density = _result(outcome, judge, columns, source, max_images)
+    density = _result(outcome, rule, columns, source, max_images)
     notes = _notes(density, columns, source, max_images, confidence is not None)
     return replace(density, notes=(*reading.meter.notes, *_sizes(reading.meter), *notes))
 
@@ -159,7 +159,7 @@ def _state(file: Path | None, ranks: Ranks) -> checkpoints.State | None:
     return ranks.together(lambda: checkpoints.load(file) if ranks.rank == 0 else None)[0]
 
 
-def _opened(source: Source, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Inputs]:
+def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Inputs]:
     """Batches that were not read yet, and shapes and types of the very first."""
     if state is not None:
         return source.read(state.moments.batches), state.inputs
@@ -183,7 +183,7 @@ def _analysis(gm: fx.GraphModule, inputs: Inputs) -> Analysis:
 
 
 def _identity(
-    gm: fx.GraphModule, analysis: Analysis, source: Source, make: Make, limit: int | None, seed: int
+    gm: fx.GraphModule, analysis: Analysis, source: ImageReader, execution: Execution, limit: int | None, seed: int
 ) -> dict[str, Any]:
     """What the totals in a checkpoint depend on."""
     return {
@@ -195,11 +195,11 @@ def _identity(
         "batch_size": source.batch_size,
         "max_images": limit,
         "seed": seed,
-        "precision": str(make),
+        "precision": str(execution),
     }
 
 
-def _result(outcome: Outcome, judge: Judge, columns: Columns, source: Source, limit: int | None) -> Density:
+def _result(outcome: Outcome, rule: StoppingRule, columns: Columns, source: ImageReader, limit: int | None) -> Density:
     moments, population = outcome.moments, source.population
     read = moments.images + moments.skipped
     if not moments.images:
@@ -219,13 +219,13 @@ def _result(outcome: Outcome, judge: Judge, columns: Columns, source: Source, li
         skipped=moments.skipped,
         nonzero={name: int(moments.nonzero[k]) for name, k in whole.items()},
         elements={name: int(moments.elements[k]) for name, k in whole.items()},
-        confidence=judge.confidence,
-        intervals=replace(judge, population=population if columns.columns else read)(moments, edges=True),
-        fingerprint=fingerprint(judge.analysis),
+        confidence=rule.confidence,
+        intervals=replace(rule, population=population if columns.columns else read)(moments, edges=True),
+        fingerprint=fingerprint(rule.analysis),
     )
 
 
-def _notes(density: Density, columns: Columns, source: Source, limit: int | None, stops: bool) -> Iterator[str]:
+def _notes(density: Density, columns: Columns, source: ImageReader, limit: int | None, stops: bool) -> Iterator[str]:
     """What a reader of the result should know."""
     read = density.images + density.skipped
     if density.skipped:

@@ -2,10 +2,10 @@
 
 - On a GPU nothing is read until `Meter.collect`: one transfer for all batches since the last.
 - A batch that does not fit in memory is halved, and so are those after it.
-- The counting graph comes in several makes, fastest first; the next is taken, with a notice, where one cannot run
-  the network (a ``view`` may insist on a memory order).
-- An image whose inputs or outputs are not finite is looked into node by node on the original graph: it is
-  an error that names image and node, or the image is skipped and counted.
+- There are several ways to run the counting graph, fastest first.  Where one cannot run the network (a ``view`` may
+  insist on a memory order) the next is taken, and a note says so.
+- An image whose inputs or outputs are not finite is run again node by node on the original graph: the
+  error names image and node, or the image is skipped and counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from mbs_fx.density import counting
 from mbs_fx.density.batches import Batch
 from mbs_fx.density.columns import Columns
-from mbs_fx.density.execution import Make
+from mbs_fx.density.execution import Execution
 from mbs_fx.density.images import is_death
 from mbs_fx.density.nonfinite import locate
 from mbs_fx.density.statistics import Block
@@ -32,12 +32,12 @@ from mbs_fx.results.analysis import Analysis
 OnNonfinite = Literal["raise", "skip"]
 
 ALLOCATION_FAILED = ("CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
-"""What else than `torch.OutOfMemoryError` says that memory ran out."""
+"""Messages of other errors that mean that memory ran out."""
 
 
 @dataclass
 class Pending:
-    """Counts of one batch that are still on the device, whether an image was finite in the last column."""
+    """Counts of one batch, still on the device; the last column says whether an image is finite."""
 
     number: int
     batch: Batch
@@ -50,7 +50,7 @@ class Meter:
     """Counts for batches: ``run`` any number of them, then ``collect``."""
 
     gm: fx.GraphModule
-    makes: list[Make]
+    executions: list[Execution]
     columns: Columns
     analysis: Analysis
     on_nonfinite: OnNonfinite = "raise"
@@ -91,28 +91,28 @@ class Meter:
 
     def _at_once(self, images: int) -> int:
         """How many images of a batch to run at a time, so that the parts are about equal."""
-        limits = [n for n in (self._fitting, self.makes[0].images) if n is not None]
+        limits = [n for n in (self._fitting, self.executions[0].images) if n is not None]
         return math.ceil(images / math.ceil(images / min([*limits, images])))
 
     def _counted(self, number: int, batch: Batch) -> tuple[Any, Any, Tensor] | None:
-        """Counts, shapes and finiteness from the first make that can run the batch; None where memory ran out."""
+        """Counts, shapes and finiteness from the first execution that can run the batch; None where memory ran out."""
         while True:
-            make = self.makes[0]
+            execution = self.executions[0]
             try:
-                self._counter = self._counter or make.build()
-                with torch.inference_mode(not make.compiled):
-                    inputs = [make.prepared(t) for t in batch.inputs]
-                    return self._counter(*(self._filled(t) if make.filled else t for t in inputs))
+                self._counter = self._counter or execution.build()
+                with torch.inference_mode(not execution.compiled):
+                    inputs = [execution.prepared(t) for t in batch.inputs]
+                    return self._counter(*(self._filled(t) if execution.filled else t for t in inputs))
             except Exception as error:
                 if is_death(error):
                     raise
                 if _is_memory(error):
                     return None
-                if len(self.makes) == 1:
+                if len(self.executions) == 1:
                     raise self._refused(number, batch, error) from error
                 reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                self.notes.append(f"the network does not run as a fast copy ({make}): {reason}")
-                self.makes, self._counter = self.makes[1:], None
+                self.notes.append(f"the network does not run as a fast copy ({execution}): {reason}")
+                self.executions, self._counter = self.executions[1:], None
 
     def _filled(self, tensor: Tensor) -> Tensor:
         """Filled up with copies of the last image to the largest batch so far."""
@@ -126,7 +126,7 @@ class Meter:
             raise MBSError(f"one image of shape {shape} does not fit in memory: use smaller images")
         self._fitting, self._full, self._counter = len(batch) // 2, 0, None
         self.notes.append(f"a batch of {len(batch)} images did not fit in memory; halved to {self._fitting}")
-        if self.makes[0].device.type == "cuda":
+        if self.executions[0].device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _queue(
@@ -144,7 +144,7 @@ class Meter:
             if shape[0] % images:
                 raise MBSError(
                     f"activation {name} has shape {tuple(shape)} for a batch of {images} images: its first "
-                    "axis does not run over images, so densities per image cannot be told apart"
+                    "axis does not run over images, so there are no densities per image"
                 )
             elements += counting.elements(shape, self.analysis.activations[name], columns, images)
         gathered = counting.gather([*counts, finite.unsqueeze(1)], images)[: len(batch)]
@@ -153,7 +153,7 @@ class Meter:
             self._read()
 
     def _read(self) -> None:
-        """Take what is pending from the device, and let go of the images."""
+        """Reads the pending counts from the device and drops the images."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -171,7 +171,7 @@ class Meter:
             found = locate(self.gm, [t[row : row + 1] for t in p.batch.inputs])
             if found is None:
                 raise MBSError(
-                    f"{image}: values overflow in the copy for measuring ({self.makes[0]}), not in the graph itself: "
+                    f"{image}: values overflow in the fast copy ({self.executions[0]}), not in the graph itself: "
                     "use another dtype, or fast=False"
                 )
             if self.on_nonfinite == "raise":

@@ -22,14 +22,14 @@ def locate(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> str | None:
 
 
 class _Search(fx.Interpreter):
-    """Runs a graph until a value is not finite; what comes after it is not looked at."""
+    """Runs a graph and notes the first value that is not finite."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
         self.found: str | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        """The node's value; the first that is not finite is noted."""
+        """The node's value, noted where it is the first that is not finite."""
         result = super().run_node(n)
         if self.found is None and n.op not in ("get_attr", "output"):
             for tensor in floating_tensors(result):

@@ -1,4 +1,4 @@
-"""What a person sees while images are read: a bar on a terminal, nothing elsewhere."""
+"""The progress bar of a measurement: on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Progress:
         self._bar: Any = tqdm(total=total, desc="measure", unit="image", disable=hidden, leave=False)
 
     def resumed(self, images: int) -> None:
-        """So many images had been read before; they do not count for the speed."""
+        """Starts at the images of a checkpoint; they do not count for the speed."""
         self._bar.initial = self._bar.n = images
         self._bar.refresh()
 
     def read(self, images: int) -> None:
-        """So many more images have been read."""
+        """Adds images to the bar."""
         self._bar.update(images)
 
-    def judged(self, intervals: Sequence[Interval]) -> None:
-        """The state of the widths."""
+    def settled(self, intervals: Sequence[Interval]) -> None:
+        """Shows how many scaling factors are settled."""
         if self._bar.disable or not intervals:
             return
         undecided = [i for i in intervals if not i.settled]
@@ -59,9 +59,9 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Generator[Interrupt]:
-    """Let the first Ctrl-C wait for the end of the batch; the second acts at once.
+    """The first Ctrl-C takes effect at the end of the batch, the second at once.
 
-    Only the main thread can do so; elsewhere Ctrl-C is left as it is.
+    Signals reach the main thread only; elsewhere Ctrl-C is left as it is.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():

@@ -1,17 +1,16 @@
-"""The loop: batches in, totals out, until the widths are settled or the images are at an end.
+"""The loop: batches in, totals out, until the widths are settled or the images end.
 
 - A round is a few batches on every rank, one synchronisation with the device, and one exchange between
   ranks; then every rank holds the same totals and comes to the same decision.
-- Rounds grow with the number of images read, up to `QUEUE` batches, as another look soon after one tells
-  little.
-- Only whole batches count, in order, and nothing after a gap: totals can always be taken up again.
+- Rounds grow with the number of images read, up to `QUEUE` batches: the intervals change little from one to the next.
+- Only whole batches count, in order, and nothing after a gap, so that a checkpoint can always be resumed.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from mbs_fx.density.images import workers_watched
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.progress import Interrupt, Progress, interruptible
 from mbs_fx.density.statistics import Block, Moments
-from mbs_fx.density.stopping_rule import FEWEST
+from mbs_fx.density.stopping_rule import FEWEST, StoppingRule
 from mbs_fx.errors import MBSError
-from mbs_fx.results.density import Interval
 from mbs_fx.runtime.ranks import Ranks
 
 QUEUE = 8
@@ -33,7 +31,6 @@ GROWTH = 1.25
 SAVE_SECONDS = 10.0
 
 Numbered = tuple[int, list[Batch]]
-Judge = Callable[[Moments], tuple[Interval, ...]]
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Totals, and how the reading ended: the images were at an end, or Ctrl-C was pressed."""
+    """Totals, and how reading ended: at the end of the images, or by Ctrl-C."""
 
     moments: Moments
     ended: bool = False
@@ -56,20 +53,20 @@ class Outcome:
 
 @dataclass
 class Reading:
-    """A measurement under way.  ``judge`` is None where everything is to be read."""
+    """A measurement under way.  ``rule`` is None where everything is to be read."""
 
     meter: Meter
     columns: Columns
     ranks: Ranks
     progress: Progress
-    judge: Judge | None
+    rule: StoppingRule | None
     file: Path | None
     identity: Mapping[str, Any]
     moments: Moments
     saved: float = 0.0
 
     def run(self, stream: Iterator[Numbered]) -> Outcome:
-        """Read until there is nothing more to find out.  However this ends, what was measured is saved."""
+        """Reads until the widths are settled or the images end.  However it ends, the checkpoint is written."""
         self.progress.resumed(self.moments.images)
         try:
             with interruptible() as interrupt:
@@ -91,10 +88,10 @@ class Reading:
         return Outcome(self.moments)
 
     def _settled(self) -> bool:
-        if self.judge is None or not self.moments.images:
+        if self.rule is None or not self.moments.images:
             return False
-        intervals = self.judge(self.moments)
-        self.progress.judged(intervals)
+        intervals = self.rule(self.moments)
+        self.progress.settled(intervals)
         return self.moments.images >= FEWEST and all(i.settled for i in intervals)
 
     def _round(self, stream: Iterator[Numbered], interrupt: Interrupt) -> Report:
@@ -113,7 +110,7 @@ class Reading:
         return report
 
     def _read(self, stream: Iterator[Numbered], interrupt: Interrupt) -> bool:
-        """Queue the batches of a round; whether the images are at an end."""
+        """Queue the batches of a round; whether the images have ended."""
         for _ in range(self._round_size()):
             item = None if interrupt.seen else next(stream, None)
             if item is None:
@@ -124,7 +121,7 @@ class Reading:
 
     def _round_size(self) -> int:
         """Batches per rank until the next look."""
-        if self.judge is None:
+        if self.rule is None:
             return QUEUE
         read = self.moments.images
         if not read:

@@ -1,7 +1,7 @@
-"""Replaying a network as one CUDA graph: deep networks wait for kernel launches more than for kernels.
+"""Replaying a network as one CUDA graph: kernel launches take longer than the kernels of deep networks.
 
-- A batch size is recorded when it comes for the second time; the first run is the warm-up that recording needs.
-- Results lie in memory that the next run fills again: copy them before.
+- A batch size is recorded at its second use; the first run is the warm-up that recording needs.
+- The next run overwrites the results: copy them first.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Fewer passes over memory, and less fresh memory.  For the private copy of a measurement on a CPU.
+"""In-place additions and activations, for the private copy of a measurement on a CPU.
 
 - An addition writes into the output of a layer that nobody else reads.
 - A ReLU whose input nobody else reads works in place, piece by piece, and its signs are summed while they are
   still in the cache.
-- Only where that is certain: the ReLU is in place anyway, or its input comes from an operation that makes a new
-  tensor.  Everything else stays as it is.
+- Both only where it is safe: the ReLU is in place already, or its input comes from an operation that returns a new
+  tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mean and covariance of per-image statistics, gathered block by block.  Imports no torch.
+"""Mean and covariance of per-image statistics, gathered block by block.  No torch.
 
 - Blocks are merged in order (Chan, Golub and LeVeque, 1979): the same blocks in the same order give the
   same bits, on one machine or on many.
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mbs_fx.density.columns import Columns, Counts, Floats
+from mbs_fx.algorithm import Counts, Floats
+from mbs_fx.density.columns import Columns
 
 
 @dataclass(frozen=True)

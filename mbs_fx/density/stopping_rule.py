@@ -1,11 +1,11 @@
-"""When enough images have been read: a sequential test on the widths.  Imports no torch.
+"""When enough images have been read: a sequential test on the widths.  No torch.
 
 Semantics
 - beta_i depends on the densities through one ratio x = E_base / E_total(m_i), both sums over layers of one
   image, averaged over images (Eq. 7 and 9).  Whether x is above the value where a width changes is whether
   the mean of A - x B is above 0, with A and B the two sums of one image: nothing is linearised.
 - The interval for x holds at all numbers of images at once (a confidence sequence: Robbins' normal
-  mixture), so looking after every batch is free.  Drawing without replacement from a set of N is a Brownian
+  mixture), so testing after every batch costs no confidence.  Drawing without replacement from a set of N is a Brownian
   bridge; its clock is n / (1 - n/N), and at n = N the interval is a point.
 - The error 1 - confidence is shared equally among the scaling factors that depend on densities at all, over
   macroblocks and thresholds: with the stated confidence none of them ever leaves its interval.
@@ -48,7 +48,7 @@ CLEARLY = 1e-7
 
 
 @dataclass(frozen=True)
-class Factor:
+class ScalingFactor:
     """One beta_i: what sums to E_base and to E_total(m_i), as weights on the statistics of an image."""
 
     z: float
@@ -62,7 +62,7 @@ class Factor:
         return bool((self.total <= self.base).all())
 
 
-def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[Factor, ...]:
+def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -> tuple[ScalingFactor, ...]:
     """Every scaling factor of a network, for each threshold.
 
     The weight of a statistic in a sum is what Eq. 5 or Eq. 6 gives with 1 for this statistic and 0 for the others.
@@ -77,23 +77,25 @@ def factors(analysis: Analysis, index: Mapping[str, int], zs: Sequence[float]) -
     for j in range(size):
         effective = np.where(statistic == j, flops, 0.0)
         total[:, j], base[:, j] = total_flops(effective, place), base_flops(effective, is_base)
-    return tuple(Factor(z, i, base[k], total[i]) for k, z in enumerate(zs) for i in range(len(total)))
+    return tuple(ScalingFactor(z, i, base[k], total[i]) for k, z in enumerate(zs) for i in range(len(total)))
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The question that a measurement answers: the widths at these factors, with this confidence."""
+class StoppingRule:
+    """Stop when all widths at these scaling factors are known with this confidence."""
 
     analysis: Analysis
-    factors: tuple[Factor, ...]
+    factors: tuple[ScalingFactor, ...]
     confidence: float
     population: int | None
 
     def __call__(self, moments: Moments, edges: bool = False) -> tuple[Interval, ...]:
-        """What is known of every scaling factor by now; ``edges``: and which width is closest to changing."""
+        """The interval of every scaling factor; with ``edges`` also which width is closest to changing."""
         population = None if self.population is None else self.population - moments.skipped
         asked, spread = self.factors, moments.covariance
-        return judge(self.analysis, asked, moments.mean, spread, moments.images, population, self.confidence, edges)
+        return intervals_of(
+            self.analysis, asked, moments.mean, spread, moments.images, population, self.confidence, edges
+        )
 
 
 def intervals(
@@ -103,12 +105,12 @@ def intervals(
     density.check(analysis)
     asked = factors(analysis, density.index, (z,) if isinstance(z, int | float) else tuple(z))
     population = None if density.population is None else density.population - density.skipped
-    return judge(analysis, asked, density.mean, density.covariance, density.images, population, confidence)
+    return intervals_of(analysis, asked, density.mean, density.covariance, density.images, population, confidence)
 
 
-def judge(
+def intervals_of(
     analysis: Analysis,
-    asked: Sequence[Factor],
+    asked: Sequence[ScalingFactor],
     mean: Floats,
     covariance: Floats,
     images: int,
@@ -157,7 +159,7 @@ def half_width(images: int, population: int | None, level: float) -> float:
     return deviations * math.sqrt(unread / images)
 
 
-def _ratio(factor: Factor, mean: Floats, covariance: Floats, reach: float) -> tuple[float, float, float]:
+def _ratio(factor: ScalingFactor, mean: Floats, covariance: Floats, reach: float) -> tuple[float, float, float]:
     """Low end, estimate and high end of E_base / E_total: mean(A - x B) within reach of 0 (Fieller)."""
     a, b = float(factor.base @ mean), float(factor.total @ mean)
     if b <= 0:

@@ -1,7 +1,7 @@
 """The analysis pass: shapes, geometry, labels, macroblocks and widths of a traced graph, as one value.
 
 Semantics
-- Nothing is computed: shapes are found on fake tensors, channels on labels.  The graph is not changed.
+- Nothing is computed: shapes come from fake tensors, channels from labels.  The graph is not changed.
 - Conv layers are learned convolutions, functional ones and pointwise linear layers on channels-last feature maps
   included.
 - The last result is remembered per `GraphModule` and dropped with it; a graph that changed since, or that calls
@@ -34,14 +34,14 @@ from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.runtime.torch_private import OpOverload
-from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of, require_graph
+from mbs_fx.shapes.graph_inputs import ExampleLike, Shapes, inputs_of, require_graph
 from mbs_fx.shapes.shapes import infer, typed
 from mbs_fx.tracing.leaves import is_layer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Facts:
-    """An analysis together with the labels behind it: what a rewrite needs and a person does not."""
+    """An analysis together with the labels behind it, which `rewrite` needs."""
 
     analysis: Analysis
     flow: Flow
@@ -53,7 +53,7 @@ _CACHE: weakref.WeakKeyDictionary[GraphModule, tuple[Hashable, Facts]] = weakref
 
 def analyze(
     gm: GraphModule,
-    example: Example = None,
+    example: ExampleLike = None,
     *,
     opaque: Iterable[str | type[nn.Module]] = (),
     strict: bool = False,
@@ -96,7 +96,7 @@ def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: 
 
 
 def _held(gm: GraphModule) -> Hashable:
-    """The modules that a graph calls, themselves and as they are set: another in their place is another network."""
+    """The modules that a graph calls, with their settings: replacing or changing one makes another network."""
     called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
     modules = [gm.get_submodule(target) for target in called]
     return tuple((id(module), module.training, module.extra_repr()) for module in modules)
@@ -154,7 +154,7 @@ def _why_no_convolution(gm: GraphModule) -> str:
 
 
 def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:
-    """Whether a mixer is a conv layer; what is computed from constants (a position code) looks at no pixel."""
+    """Whether a mixer is a conv layer; one on constants (a position code) has no receptive field."""
     if node.name in located and not located[node.name].geometry.receptive_field:
         return False
     if geo.conv_kind(flow.gm, node, flow.shapes) is not None:
@@ -205,7 +205,7 @@ def _assemble(
 
 
 def _leaves(flow: Flow) -> tuple[str, ...]:
-    """Modules, layers of torch.nn aside, that the graph calls without looking inside."""
+    """Modules that the graph calls and that are not layers of torch.nn."""
     called = (str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module")
     return tuple(path for path in dict.fromkeys(called) if not is_layer(type(flow.modules[path])))
 
@@ -254,6 +254,6 @@ def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, st
         if name not in names and held.path and not choices.width(held.out).terms:
             reason = choices.reason(held.out)
             linear = isinstance(flow.modules.get(held.path), nn.Linear)
-            own = "a linear layer, not a convolution" if linear else "looks at no pixel of the input"
+            own = "a linear layer, not a convolution" if linear else "does not depend on the input image"
             kept[held.path] = reason if "no convolution" not in reason else own
     return kept

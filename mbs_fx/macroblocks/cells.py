@@ -1,4 +1,4 @@
-"""From labels to cells and widths: what can be chosen, and what every choice does to every axis.
+"""From labels to cells and widths: which channels can be dropped, and how that changes every axis.
 
 Semantics
 - A *choice* is a class of labels that stay or go together.  Where the balances of grouped convolutions, chunks

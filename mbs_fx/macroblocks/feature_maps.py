@@ -1,11 +1,11 @@
-"""What a graph keeps in memory: parameters and buffers with their types, and feature maps with their lifetimes.
+"""What a graph holds in memory: parameters and buffers with their types, feature maps with their lifetimes.
 
 Semantics
 - A feature map is held from the node that makes it to the last node that reads it.  The network's inputs are
   feature maps; parameters are not.
 - An operation that leaves receptive field and number of bytes as they are and mixes no channels (activation,
-  normalisation, addition, reshaping) writes into the memory of an input that nobody reads afterwards.  So does
-  every inference engine, by fusing or in place.
+  normalisation, addition, reshaping) writes into the memory of an input that nobody reads afterwards.  Inference
+  engines do so, too, by fusing or in place.
 - The parts of a split and the entries of a tuple are views of the whole.
 - Persistent buffers count, as they are saved with the weights; the others do not.
 """

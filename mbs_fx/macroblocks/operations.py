@@ -1,4 +1,4 @@
-"""What every node of a graph does and reads, as plain values: the wiring that pictures and exports need.
+"""Every node of a graph as a plain value, with its inputs: what pictures and exports need.
 
 Semantics
 - One `Operation` per node that handles tensors, in topological order; sizes, numbers and None are left out, and

@@ -1,4 +1,4 @@
-"""What there is to see in a network: one box per step a person thinks in, with everything known about it.
+"""Groups graph nodes into boxes: a layer with the normalisation and activation after it.
 
 Semantics
 - A *box* is a convolution, a linear layer or any other operation, together with what is done to its result alone:

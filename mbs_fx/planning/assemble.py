@@ -52,7 +52,7 @@ def everything(problem: Problem) -> Counts:
 
 
 class _Assembly:
-    """What the plans of one problem have in common, and each of them."""
+    """Builds the plans of one scaling from what they share."""
 
     def __init__(self, problem: Problem, scaling: Scaling) -> None:
         self.problem, self.analysis, self.scaling = problem, problem.analysis, scaling
@@ -102,7 +102,7 @@ class _Assembly:
 
 
 class _Row:
-    """What does not vary in the row of one macroblock."""
+    """The row of one macroblock: what all plans share, and `at` each of them."""
 
     def __init__(self, problem: Problem, macroblock: Macroblock, place: list[int]) -> None:
         analysis = problem.analysis
@@ -142,7 +142,7 @@ class _Row:
 
 
 def _kept(problem: Problem) -> Mapping[str, str]:
-    """What keeps its width because the caller asked for it, or shares its channels with such."""
+    """Why paths keep their width: the caller asked for it, or for a layer that shares their channels."""
     said, analysis = problem.overrides, problem.analysis
     result = dict(said.kept)
     for stream in analysis.streams:
@@ -153,7 +153,7 @@ def _kept(problem: Problem) -> Mapping[str, str]:
 
 
 def _notes(problem: Problem, widths: Counts, point: Point) -> list[str]:
-    """What a reader of this plan has to know."""
+    """Notes on what limits this plan."""
     analysis, notes = problem.analysis, list[str]()
     if (widths == [s.width for s in analysis.streams]).all():
         notes.append("nothing is reduced: every scaling factor is 1, or every width is kept")
@@ -173,7 +173,7 @@ def _notes(problem: Problem, widths: Counts, point: Point) -> list[str]:
 
 
 def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]:
-    """What a measurement leaves open."""
+    """Notes on what a measurement leaves open."""
     if density.partial:
         yield f"the measurement was cut short after {density.images} images"
     sizes = {i.macroblock: (i.spatial_size, analysis.macroblocks[i.macroblock].spatial_size) for i in density.intervals}

@@ -1,9 +1,9 @@
-"""The largest plan within a budget: how far the threshold may go, and how far between two thresholds.
+"""The largest plan within a budget, at a threshold or between two.
 
 Semantics
-- The scaling factors of all macroblocks depend on z through one number, E_base (Eq. 6, 7 and 9).  A threshold
-  admits few values of it.  Between two neighbouring thresholds the layers just beyond the boundary count as base with
-  a share of their effective flops, so that E_base takes every value in between; Eq. 7 and 9 stay as they are.
+- The scaling factors of all macroblocks depend on z through one number, E_base (Eq. 6, 7 and 9), and a network has few
+  distinct thresholds.  Between two neighbouring ones the layers just beyond the boundary count as base with a share of
+  their effective flops, so that E_base takes every value in between; Eq. 7 and 9 stay as they are.
 - Widths are whole numbers, so the plans along E_base are finitely many.  The budgets pick the largest E_base at which
   all of them hold.
 - A share ("50%") is of the original network's cost.

@@ -2,9 +2,9 @@
 
 Semantics
 - Only convolutions with a ReLU output are counted; receptive fields of all of them make the boundary.
-- The thresholds of a network are few: the base layers change where z L passes a receptive field, on any axis.
+- A network has few distinct thresholds: the base layers change where z L passes a receptive field, on any axis.
 - Everything after Eq. 6 depends on z through one number, E_base; plans are asked for by E_base.
-- What the caller decided (`mbs_fx.planning.overrides`) stands in place of the factors.
+- The caller's factors and widths (`mbs_fx.planning.overrides`) replace those of Algorithm 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _density_of(density: Density | None, conv: Conv) -> float:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that stays while z varies.  ``scaled`` is False where all factors are the caller's."""
+    """What is planned; z alone varies.  ``scaled`` is False where all factors are the caller's."""
 
     analysis: Analysis
     density: Density | None

@@ -1,11 +1,11 @@
-"""What a network costs at given kept choices: parameters, flops, bytes on disk, memory for feature maps.
+"""The costs of a network at given kept choices: parameters, flops, bytes on disk, activation memory.
 
 Semantics
 - Counts are arrays (cells, plans) as `mbs_fx.planning.allocation` makes them; every cost is one whole number per plan.
 - ``params``: elements of all parameters, shared ones once.
 - ``flops``: multiply-adds of the convolutions for one image.
 - ``model_bytes``: parameters and persistent buffers in the network's own types: what a file of weights holds.
-- ``activation_bytes``: the most that feature maps hold at any one moment, for one image, in the network's own type
+- ``activation_bytes``: peak memory of feature maps for one image, in the network's own type
   (`mbs_fx.macroblocks.feature_maps` says what shares memory).
 """
 
@@ -67,7 +67,7 @@ class Spent:
 
     @cached_property
     def activation_bytes(self) -> Counts:
-        """Bytes of feature maps at the moment when they are most, for one image."""
+        """Peak bytes of feature maps for one image."""
         maps = self.costs.analysis.maps
         held = np.array([m.fixed for m in maps], np.int64)[:, None].repeat(self.counts.shape[1], axis=1)
         for place, rows in enumerate(self.costs.maps):

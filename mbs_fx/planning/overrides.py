@@ -1,4 +1,4 @@
-"""What the caller decides in place of Algorithm 1: factors, widths, what stays, and to what the rest is rounded.
+"""What the caller decides in place of Algorithm 1: factors, widths, what keeps its width, and rounding.
 
 Semantics
 - A key names a macroblock or convolutions.  A number or a tuple is a spatial size where a macroblock has it, else the

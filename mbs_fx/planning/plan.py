@@ -6,8 +6,8 @@ Semantics
 - Without a density every counted convolution has p = 1, and the plan says so.
 - Scaling factors and widths may be given (`mbs_fx.planning.overrides`).  Algorithm 1 decides what they leave open
   where there is a density, a threshold or a budget to decide by; otherwise it stays as it is.
-- With a budget, the largest E_base that fits is taken (`mbs_fx.planning.budgets`), and ``z`` is the most that it
-  may be.
+- With a budget, the largest E_base that fits is taken (`mbs_fx.planning.budgets`), and ``z`` is its upper
+  limit.
 - No torch: a plan is computed from an `Analysis` and a `Density`, both plain values.
 """
 
@@ -48,7 +48,7 @@ def plan(
     Args:
         analysis: of the graph to be reduced.
         density: p_j per convolution; None counts every output as non-zero.
-        z: threshold on the receptive field in multiples of the input size, positive; 1 where nothing else is said,
+        z: threshold on the receptive field in multiples of the input size, positive; 1 by default,
             with a budget the largest that is considered.
         betas: macroblock or convolutions -> scaling factor in (0, 1], in place of Algorithm 1.
         widths: convolutions or macroblock -> width of their groups, in place of a scaling factor.

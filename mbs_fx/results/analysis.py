@@ -1,11 +1,11 @@
-"""What the analysis pass finds out about a graph: plain values, no tensors, no nodes, no torch.
+"""The result of `analyze`: plain values, no tensors, no nodes, no torch.
 
 Semantics
 - A *cell* is a set of interchangeable channel choices.  Choosing one of them in a cell keeps the same number of
   channels wherever the cell appears.  Planning a network means choosing how many of each cell to keep.
 - A *width* is the size of one channel axis, written as a fixed part plus a sum over cells, so that every tensor
   of the network has a size for every plan.
-- A *width group* is a set of cells that meet in some tensor: what can only be planned together.
+- A *width group* is a set of cells that meet in some tensor and can only be planned together.
 - Sizes, strides and receptive fields are tuples, one entry per spatial axis, in pixels of the network's input.
 """
 
@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where a node's output lies on the input: sizes in pixels of this node, the rest in input pixels."""
+    """Size of a node's output in its own pixels, stride and receptive field in pixels of the input."""
 
     spatial_size: tuple[int, ...]
     stride: tuple[float, ...]
@@ -166,7 +166,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class FeatureMap:
-    """Memory that feature maps take turns in: ``fixed`` bytes for every channel of ``widths``.
+    """Memory that is reused by several feature maps: ``fixed`` bytes for every channel of ``widths``.
 
     It is held while the graph runs from its node number ``first`` to ``last``.
     """
@@ -198,7 +198,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything `plan` needs, and everything a person asks about a graph before trusting a change to it.
+    """Everything that `plan` needs to know about a graph; ``print`` shows its macroblocks and what keeps its width.
 
     ``input_types`` names the type of every input of whole numbers, empty for those of the parameters' type; () where
     all are.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking inside.

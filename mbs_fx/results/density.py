@@ -1,5 +1,4 @@
-"""What `measure` finds out: the share of non-zero activations of every counted convolution.  Imports no
-torch.
+"""The result of `measure`: the share of non-zero activations of every counted convolution.  No torch.
 
 Semantics
 - A *statistic* is one number per image: the mean share of non-zero values over the activations that a
@@ -10,7 +9,7 @@ Semantics
 - ``nonzero`` and ``elements`` are exact totals over all images, per activation node.
 - ``stderr`` is the standard deviation over images divided by the square root of their number.
   ``population`` is the size of the set that the images were drawn from, where it is known: the intervals
-  take into account how much of it was read.
+  narrow with the share of it that was read.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What is known of beta_i for one threshold: its estimate, and where it lies.
+    """The estimate of beta_i for one threshold, and the interval that it lies in.
 
     ``settled``: no width changes within ``low .. high``.  ``edge`` says which width is closest to changing, and how
     far beta is from there; empty where beta does not depend on densities.
@@ -67,7 +66,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Density:
-    """Densities p_j by convolution node, with what is needed to judge them.  ``print`` gives a summary."""
+    """Densities p_j by convolution node, with their uncertainty.  ``print`` shows a summary."""
 
     index: Mapping[str, int]
     mean: Floats

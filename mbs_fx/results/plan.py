@@ -1,7 +1,7 @@
-"""What a plan says: the paper's table, every width before and after, and JSON both ways.
+"""The result of `plan`: the paper's table, every width before and after, and JSON.
 
-A plan is the durable object of the package: keyed by module path, readable, versioned.  With the original code and
-a file of weights it rebuilds the small network (`mbs_fx.load`).
+A plan is keyed by module path, readable and versioned.  With the original code and a file of weights it rebuilds the
+small network (`mbs_fx.load`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Plan:
     ``activation_bytes`` (peak activation memory, one image) are (before, after).  After a
     rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
     share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
-    ``opaque`` and ``leaves`` are the modules that were scaled as a whole, and not looked into.
+    ``opaque`` are the modules that were scaled as a whole, ``leaves`` those that were not traced.
     """
 
     z: float | None

@@ -1,4 +1,4 @@
-"""Constants of a graph that count channels, counted anew.
+"""Recounting the constants of a graph that count channels.
 
 Semantics
 - A number among the arguments of a node, or in a tensor that the graph holds, is replaced by what is left of the
@@ -22,7 +22,7 @@ from mbs_fx.shapes.shapes import TensorShape
 
 
 def counted_constants(gm: GraphModule, keep: Keep) -> dict[str, torch.Tensor]:
-    """Tensors read by the graph that count or index channels, counted anew; by path, only those that change."""
+    """New values of the tensors of the graph that count or index channels; by path, only those that change."""
     targets = {node.name: constant_path(node) for node in gm.graph.nodes if node.op in ("get_attr", "call_module")}
     result: dict[str, torch.Tensor] = {}
     for edit in keep.facts.flow.edits:

@@ -1,8 +1,8 @@
 """A graph at its planned widths.
 
-- The graph is copied, its layers are copied at their new widths, and constants that count channels are counted
-  anew.
-- The result runs once on fake tensors before anybody gets it.
+- The graph is copied, its layers are copied at their new widths, and constants that count channels are
+  recounted.
+- The result runs once on fake tensors before it is returned.
 """
 
 from __future__ import annotations

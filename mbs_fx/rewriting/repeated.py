@@ -1,11 +1,11 @@
-"""Reductions in a row: one plan of the original network for all of them.
+"""Repeated reduction: one plan of the original network for all of them.
 
 Semantics
 - A reduced network carries the plan that it was made by, in ``meta["mbs"]``, always as a plan of the original: widths
   before, channel indices and parameters are those of the first network.  So the original code, the plan and the
-  weights give it again, however often it was reduced.
-- A plan for a reduced network is made on that network.  `rewrite` takes it, or a plan of the original, and puts the
-  two together: beta is the product, indices lead through, z and densities are those of the last reduction.
+  weights rebuild it, however often it was reduced.
+- A plan for a reduced network is made on that network.  `rewrite` takes it, or a plan of the original, and composes
+  the two: beta is the product, indices lead through, z and densities are those of the last reduction.
 - A plan that was edited by hand keeps its factors and thresholds; its costs are counted anew.
 """
 

@@ -1,4 +1,4 @@
-"""Layers at their new widths: attributes counted anew, tensors sliced by the labels of their axes.
+"""Layers at their new widths: attributes recounted, tensors sliced by the labels of their axes.
 
 Semantics
 - A layer is copied, never changed.  Tensors that are shared in the original are shared in the copy.

@@ -74,7 +74,7 @@ def rewrite(
 
 
 def check_words(init: Init, criterion: Criterion) -> None:
-    """Raise `MBSError` for what `rewrite` does not know, so that nothing is measured in vain."""
+    """Raise `MBSError` for an unknown ``init`` or ``criterion``, before anything is measured."""
     if init not in ("inherit", "fresh") and not callable(init):
         raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
     if criterion not in ("l1", "l2", "scale", "first") and not callable(criterion):

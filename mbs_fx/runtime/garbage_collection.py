@@ -1,10 +1,9 @@
-"""Python's cyclic garbage collector, out of the way of a pass.
+"""Pausing Python's cyclic garbage collector during a pass.
 
-A pass makes some hundred thousand small values that all stay alive until it returns, and the collector would walk
-through them, and through all of torch, again and again to free nothing: a quarter of the time on a network of a
-thousand layers.  What is thrown away on the way is freed by reference counts; cycles wait until the pass is over.
-The collector goes on where copies of a model are made and dropped (tracing, rewriting a module), since such a copy
-may hang in a cycle.
+A pass makes some hundred thousand small values that stay alive until it returns.  The collector would traverse them,
+and all of torch, again and again without freeing anything: a quarter of the time on a network of a thousand layers.
+Reference counts still free everything but cycles, which wait for the end of the pass.  The collector is not paused
+where copies of a model are made and dropped (tracing, rewriting a module), since a cycle may hold such a copy.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 - Ranks exchange counts per image, not sums: every rank merges the same batches in the same order, so that
   all of them, and a single process, come to the same bits.
-- They talk over a gloo group of their own, whatever the model's own group uses: the numbers are few and lie
-  on the CPU.
-- A rank that fails tells the others, and all fail with its message.  A rank that is gone makes the others
-  fail within the timeout, with its number.
-- A rank that fails while others are inside a collective of torch cannot tell them.  Its end breaks their
-  connections (gloo), or makes torchrun end them (nccl).  A group that may be nccl's is then left as it is: closing
-  it in good order would wait for ranks that never come.
+- They use a gloo group of their own, whatever the model's group uses: the numbers are few and on the CPU.
+- A rank that fails sends its message, and all ranks fail with it.  Where a rank has ended, the others fail within the
+  timeout and name it.
+- A rank that fails while others are inside a collective of torch cannot send anything.  Its end breaks their
+  connections (gloo), or makes torchrun end them (nccl).  A group that may be nccl's is then not destroyed: that would
+  wait for ranks that have ended.
 """
 
 from __future__ import annotations
@@ -91,8 +90,8 @@ _TURNS = count()
 def join(timeout: float) -> Generator[Ranks]:
     """All processes of this run; just this one where there was no torchrun and no process group.
 
-    A group that is started here ends here.  Every one has a part of the store for itself: processes that leave one
-    and start the next at different times would meet each other's old addresses, and wait for ever.
+    A group that is started here is destroyed here.  Each has a part of the store for itself: processes that start the
+    next group at different times would otherwise read the addresses of the last one and wait for ever.
     """
     limit = timedelta(seconds=timeout)
     if not dist.is_available():

@@ -20,7 +20,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from mbs_fx.errors import MBSError
 from mbs_fx.shapes.shapes import types_of
 
-Example = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | Mapping[str, Any] | None
+ExampleLike = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | Mapping[str, Any] | None
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -45,7 +45,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
     gm.recompile()
 
 
-def inputs_of(gm: GraphModule, example: Example) -> tuple[Shapes, tuple[str, ...]]:
+def inputs_of(gm: GraphModule, example: ExampleLike) -> tuple[Shapes, tuple[str, ...]]:
     """The shape of every tensor input, and its type where it is of whole numbers (`mbs_fx.shapes.shapes.types_of`)."""
     require_graph(gm)
     if example is None:

@@ -106,7 +106,7 @@ def retrain(
 
 
 def _recipe(recipe: Recipe, teacher: nn.Module | None) -> Recipe:
-    """A teacher is there to be listened to."""
+    """``distill`` defaults to 0.5 when a teacher is given."""
     if teacher is None and recipe.distill:
         raise MBSError(f"retrain: the recipe has distill={recipe.distill:g}, but there is no teacher: give one")
     return replace(recipe, distill=recipe.distill or (0.0 if teacher is None else 0.5))
