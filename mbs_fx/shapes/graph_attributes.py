@@ -27,6 +27,9 @@ def shallow_copy(module: Module) -> Module:
     if isinstance(module, torch.jit.ScriptModule):
         return copy(module)
     new = object.__new__(type(module))
-    for name, value in vars(module).items():
-        new.__dict__[name] = copy(value) if isinstance(value, dict | list | set) else value
+    held = vars(new)
+    held.update(vars(module))
+    for name, value in held.items():
+        if isinstance(value, dict | list | set):
+            held[name] = value.copy() if value else type(value)()
     return new
