@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.labels import FROZEN, Factor, Labels, along
@@ -125,11 +124,3 @@ def factors_in(labels: Any) -> list[Factor]:
     if isinstance(labels, dict):
         return [f for each in labels.values() for f in factors_in(each)]
     return []
-
-
-def attribute(gm: nn.Module, target: str) -> Any:
-    """What a ``get_attr`` node reads."""
-    held: Any = gm
-    for name in target.split("."):
-        held = getattr(held, name)
-    return held

@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.checking import check_result, rule_name
-from mbs_fx.channels.flow import Flow, attribute, factors_in
+from mbs_fx.channels.flow import Flow, factors_in
 from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
 from mbs_fx.channels.records import LabelResult
 from mbs_fx.channels.rules.padding import MADE
@@ -33,6 +33,8 @@ from mbs_fx.errors import MBSError
 from mbs_fx.operations.call import holds_tensor
 from mbs_fx.operations.register import channels
 from mbs_fx.operations.resolve import of_module, of_target
+from mbs_fx.runtime.torch_private import ASSERT
+from mbs_fx.shapes.graph_attributes import attribute
 
 Axes = tuple[Factor | None, ...]
 
@@ -61,7 +63,7 @@ def _labels(flow: Flow, node: Node) -> Any:
         return FROZEN
     call = _call(flow, node)
     if not holds_tensor(flow.shapes[node.name]):
-        if flow.shapes[node.name] is None and node.target is not torch._assert:
+        if flow.shapes[node.name] is None and node.target is not ASSERT:
             flow.freeze(node, "writes into a tensor, or returns nothing")
         flow.labels[node.name] = FROZEN
         flow.counting[node.name] = counts_channels(call)

@@ -33,8 +33,8 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Unless:
-    """A constant that an argument becomes where a single channel is left of one of the factors."""
+class IfSingleChannel:
+    """Replaces the argument when a factor shrinks to one channel."""
 
     factors: Labels
     constant: Any

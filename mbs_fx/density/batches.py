@@ -60,7 +60,7 @@ class Signature:
                 dims = len(module.kernel_size) + 2
                 return Signature(names, axes or dims, module.in_channels if direct else None)
             operation = of_target(node)
-            if operation in v.CONV and operation is not None:
+            if operation is not None and operation in v.CONV:
                 return Signature(names, axes or (operation.dims or 2) + 2)
         return Signature(names, axes or 4)
 

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mbs_fx.operations.operation import Operation, ZeroRule, Zeros
+from mbs_fx.runtime.torch_private import BatchNorm, ConvNd, InstanceNorm
 
 NAMES: dict[str, Operation] = {}
 """Operations by the name of a function, method or operator."""
@@ -102,7 +100,7 @@ CONV_TRANSPOSE = in_each_dimension(
     parameters="input weight bias stride padding output_padding groups dilation",
     mixes=True,
 )
-OTHER_CONV = operation("", _ConvNd, mixes=True)
+OTHER_CONV = operation("", ConvNd, mixes=True)
 CONVOLUTIONS = (*CONV, *CONV_TRANSPOSE, OTHER_CONV)
 LINEAR = operation("linear", nn.Linear, parameters="input weight bias", mixes=True)
 MATMUL = operation("matmul bmm mm", parameters="input other|mat2|tensor2", mixes=True)
@@ -254,10 +252,10 @@ MESHGRID = operation("meshgrid", parameters="*tensors indexing")
 # Statistics.
 BATCH_NORM = operation(
     "batch_norm",
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNorm),
     parameters="input running_mean running_var weight bias training",
 )
-INSTANCE_NORM = operation("instance_norm", _InstanceNorm, parameters="input running_mean running_var weight bias")
+INSTANCE_NORM = operation("instance_norm", InstanceNorm, parameters="input running_mean running_var weight bias")
 LAYER_NORM = operation("layer_norm", nn.LayerNorm, parameters="input normalized_shape weight bias")
 GROUP_NORM = operation("group_norm", nn.GroupNorm, parameters="input num_groups weight bias")
 LOCAL_NORM = operation("local_response_norm", nn.LocalResponseNorm, parameters="input size")

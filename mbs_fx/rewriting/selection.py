@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbs_fx.channels.labels import Factor, shrinking_axis
-from mbs_fx.channels.records import Count, Positions, Unless
+from mbs_fx.channels.records import Count, IfSingleChannel, Positions
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts
 from mbs_fx.runtime.by_identity import ByIdentity
@@ -81,7 +81,7 @@ class Keep:
         """A constant with every `Count` in it replaced by its number; None for one that stays as it is."""
         if isinstance(template, Count):
             return self.size(template.factor) + template.offset
-        if isinstance(template, Unless):
+        if isinstance(template, IfSingleChannel):
             return template.constant if any(self.size(f) == 1 for f in template.factors) else None
         if isinstance(template, Positions):
             return self._positions(template)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
-from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.fx.passes.shape_prop import _extract_tensor_metadata as extract_tensor_metadata
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
@@ -21,14 +22,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 __all__ = [
     "ASSERT",
     "FAKE_TENSOR_LOG",
+    "BatchNorm",
     "ConvNd",
     "ConvTransposeNd",
     "DataDependentOutputException",
     "FakeTensor",
     "FakeTensorMode",
     "InstanceNorm",
-    "NormBase",
     "OpOverload",
+    "extract_tensor_metadata",
     "prefix_store",
     "tree_leaves",
     "tree_map_only",

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.torch_private import extract_tensor_metadata
 from mbs_fx.shapes.shapes import types_of
 
 ExampleLike = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | Mapping[str, Any] | None
@@ -37,7 +37,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
     inputs = list(zip(_placeholders(gm), values, strict=True))
     for node, value in inputs:
         if isinstance(value, Tensor):
-            node.meta["tensor_meta"] = _extract_tensor_metadata(value)
+            node.meta["tensor_meta"] = extract_tensor_metadata(value)
     for node, value in reversed(inputs):
         if node.users or not (value is None or isinstance(value, bool | int | float | str)):
             break

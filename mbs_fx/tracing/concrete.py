@@ -26,10 +26,9 @@ from unittest.mock import patch
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mbs_fx.runtime.torch_private import FakeTensor, FakeTensorMode, tree_leaves, tree_map_only
 from mbs_fx.tracing.assemble import assemble
 from mbs_fx.tracing.autograd import followed_functions, notes_on
 from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more

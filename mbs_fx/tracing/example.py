@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.torch_private import tree_leaves, tree_map_only
 
 UNKNOWN: Final = object()
 

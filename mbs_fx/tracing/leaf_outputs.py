@@ -17,9 +17,8 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
+from mbs_fx.runtime.torch_private import FakeTensorMode, tree_map_only
 from mbs_fx.tracing.check import RunError, copied, run
 from mbs_fx.tracing.example import Example
 from mbs_fx.tracing.leaves import Leaves

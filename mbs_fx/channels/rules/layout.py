@@ -13,7 +13,7 @@ from torch.fx import Node
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import FROZEN, Factor, Labels, along, factor_on
-from mbs_fx.channels.records import Count, Edit, LabelResult, Layer, Unless, count_of
+from mbs_fx.channels.records import Count, Edit, IfSingleChannel, LabelResult, Layer, count_of
 from mbs_fx.channels.shape_numbers import follow_shape, whole_shape
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.register import channels
@@ -88,7 +88,7 @@ def squeeze_rule(call: ChannelCall) -> LabelResult:
     dim = call.value("dim")
     named = range(rank) if dim is None else [int(d) % rank for d in (dim if isinstance(dim, tuple) else (dim,))]
     rest = tuple(axis for axis in named if factor_on(labels, axis) is None)
-    edits = (call.edit("dim", Unless(labels, rest)),) if len(rest) < len(named) else ()
+    edits = (call.edit("dim", IfSingleChannel(labels, rest)),) if len(rest) < len(named) else ()
     return LabelResult(reshape_rule(call), edits)
 
 

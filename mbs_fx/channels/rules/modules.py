@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
@@ -19,6 +18,7 @@ from mbs_fx.channels.rules import normalisation as statistics
 from mbs_fx.channels.rules.elementwise import tie_axis_parameters
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.register import channels
+from mbs_fx.runtime.torch_private import ConvTransposeNd
 from mbs_fx.shapes.fake_interpreter import stand_in
 from mbs_fx.tracing.check import seeded
 
@@ -103,7 +103,7 @@ def _conv_tensors(module: Any, inp: Factor, out: Factor) -> dict[str, tuple[Fact
     shapes = _own_tensors(module)
     kernel = (None,) * (len(shapes["weight"]) - 2)
     depthwise = 1 < module.groups == module.in_channels
-    first, other = (inp, out) if isinstance(module, _ConvTransposeNd) else (out, inp)
+    first, other = (inp, out) if isinstance(module, ConvTransposeNd) else (out, inp)
     weight = (first, None if depthwise else other.reshape(module.groups, -1), *kernel)
     tensors: dict[str, tuple[Factor | None, ...]] = {}
     for name, shape in shapes.items():

@@ -12,7 +12,6 @@ from torch.fx import Node
 
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.call import ChannelCall
-from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Labels, factor_on
 from mbs_fx.channels.records import Count, Edit, LabelResult, constant_path, count_of
 from mbs_fx.channels.rules import layout
@@ -21,6 +20,7 @@ from mbs_fx.channels.rules.elementwise import addition_rule, elementwise_rule, p
 from mbs_fx.channels.rules.slicing import concatenated
 from mbs_fx.operations import onnx
 from mbs_fx.operations.register import channels
+from mbs_fx.shapes.graph_attributes import attribute
 
 channels(onnx.SUM)(addition_rule)
 channels(onnx.POOL)(per_channel_rule)

@@ -14,13 +14,13 @@ from torch.fx import Node
 
 from mbs_fx.channels import labels as move
 from mbs_fx.channels.call import ChannelCall
-from mbs_fx.channels.flow import attribute
 from mbs_fx.channels.labels import Factor, Labels, factor_on
 from mbs_fx.channels.records import Count, Edit, LabelResult, Positions
 from mbs_fx.channels.rules.layout import balance_axis
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.call import Place, TensorShape
 from mbs_fx.operations.register import channels
+from mbs_fx.shapes.graph_attributes import attribute
 
 
 @channels(v.CAT)
