@@ -171,8 +171,8 @@ class Meter:
             found = locate(self.gm, [t[row : row + 1] for t in p.batch.inputs])
             if found is None:
                 raise MBSError(
-                    f"{image}: values overflow in the copy for measuring ({self.executions[0]}), not in the graph itself: "
-                    "use another dtype, or fast=False"
+                    f"{image}: values overflow in the copy for measuring ({self.executions[0]}), not in the graph "
+                    "itself: use another dtype, or fast=False"
                 )
             if self.on_nonfinite == "raise":
                 raise MBSError(
