@@ -22,6 +22,7 @@ from torch.fx import Node
 
 from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, varying, vector
+from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.call import Call, holds_tensor
 from mbs_fx.operations.operation import Zeros
 from mbs_fx.operations.register import channels
@@ -103,7 +104,10 @@ def _mixes(flow: Flow, node: Node) -> bool:
         return True
     module = flow.modules[str(node.target)] if node.op == "call_module" else None
     operation = of_target(node) if module is None else of_module(type(module))
-    return operation is None or operation.mixes or channels.of(operation) is None
+    if operation is None or channels.of(operation) is None:
+        return True
+    slides_along_channels = operation in v.CONVOLUTIONS and bool(flow.of(node))
+    return operation.mixes and not slides_along_channels
 
 
 def _positions(
