@@ -47,6 +47,8 @@ class Notes:
 
     def take(self, call: GeometryCall, found: MapResult) -> None:
         """Add what a rule found out about its node."""
+        if not found.notes and not found.mixes:
+            return
         name = getattr(call.node.target, "__name__", call.node.target)
         kind = f" ({type(call.module).__name__})" if call.module is not None else ""
         self.lines += [f"node {call.node.name}, {call.node.op} {name}{kind}: {text}" for text in found.notes]
@@ -187,8 +189,8 @@ def _found(call: GeometryCall, value: Any) -> MapResult:
 def _by_rule(call: GeometryCall, value: Any) -> MapResult:
     if _empty(value):
         return replace(_all_ended(call, value), notes=())
-    rule = geometry.of(call.operation) if call.node.all_input_nodes else None
-    result = rule(call) if rule is not None else None
+    rule = geometry.of(call.operation)
+    result = rule(call) if rule is not None and call.node.all_input_nodes else None
     found = result if isinstance(result, MapResult) else MapResult(result)
     track = found.track
     if track is None:

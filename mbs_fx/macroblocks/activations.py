@@ -37,6 +37,8 @@ def activation_kind(flow: Flow, node: Node) -> tuple[str, bool] | None:
     if node.op == "call_module":
         return _module_kind(flow, node, flow.modules[str(node.target)])
     operation = of_target(node)
+    if operation is None or operation.zeros == "passes":
+        return None
     zeros = _zeros(Call(flow.gm, node, operation, None, flow.shapes))
     return None if zeros == "passes" else (spelling(node.target).lstrip("_"), zeros == "exact")
 
