@@ -17,7 +17,7 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -223,7 +223,7 @@ def _ended(call: GeometryCall, shape: tuple[int, ...]) -> Track:
     return tracked(map(channels, shape), widest.axes, widest.upsampled)
 
 
-def _each(value: Any, make: Any) -> Any:
+def _each(value: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
     """``make`` applied to the shape of every tensor in a value."""
     if isinstance(value, TensorShape):
         return make(value.shape)
