@@ -7,6 +7,8 @@ Semantics
 - What a rule returns is checked where it enters the flow (`mbs_fx.channels.checking`).  Where no label leaves a node
   and its rule recorded nothing about those that enter, they are frozen.
 - A rule that fails on a form of its operation that it did not foresee freezes what enters.
+- A dataclass object or named tuple that the graph makes (torch.fx records the class as a function) holds the labels
+  of its fields.
 - Rules are attached to operations in `mbs_fx.channels.rules`; docs/rules.md shows how to add one.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -65,13 +67,26 @@ def _labels(flow: Flow, node: Node) -> Any:
     if not holds_tensor(flow.shapes[node.name]):
         if flow.shapes[node.name] is None and node.target is not ASSERT:
             flow.freeze(node, "writes into a tensor, or returns nothing")
+        elif not _is_plain(flow.shapes[node.name]):
+            flow.freeze(node, f"returns an object of the class {type(flow.shapes[node.name]).__name__}")
         flow.labels[node.name] = FROZEN
         flow.counting[node.name] = counts_channels(call)
         return FROZEN
+    if node.op == "call_function" and (is_dataclass(node.target) or hasattr(node.target, "_fields")):
+        return _gathered(flow, node.args or node.kwargs)
     result = _by_rule(flow, call)
     flow.record(node, result)
     flow.edits += fixed_counts(call, result.edits)
     return result.labels
+
+
+def _gathered(flow: Flow, arg: Any) -> Any:
+    """Labels of what an object is made of: of a node, or of containers of nodes."""
+    if isinstance(arg, list | tuple):
+        return [_gathered(flow, item) for item in arg]
+    if isinstance(arg, dict):
+        return {key: _gathered(flow, item) for key, item in arg.items()}
+    return flow.labels[arg.name] if isinstance(arg, Node) else FROZEN
 
 
 def _call(flow: Flow, node: Node) -> ChannelCall:
@@ -165,3 +180,13 @@ def _keep_boxes(flow: Flow) -> None:
                 axis = shrinking_axis(factor)
                 parts = factor.size // factor.shape[axis]
                 flow.ties.balance(np.moveaxis(factor, axis, -1).reshape(-1), parts)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a size, or the like, also in containers: nothing that could hold a tensor."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    kinds = (int, float, complex, str, slice, torch.dtype, torch.device, torch.layout, torch.memory_format, type)
+    return value is None or value is ... or isinstance(value, kinds)

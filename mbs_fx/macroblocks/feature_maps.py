@@ -24,7 +24,7 @@ from mbs_fx.channels.flow import Flow
 from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.macroblocks.cells import Choices
 from mbs_fx.results.analysis import FeatureMap, Geometry, Width
-from mbs_fx.shapes.shapes import TensorShape
+from mbs_fx.shapes.shapes import TensorShape, tensors_in
 
 
 def saved_tensors(gm: GraphModule) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def feature_maps(flow: Flow, choices: Choices, geometry: Mapping[str, Geometry])
     makers: list[Node] = []
     place: dict[Node, int] = {}
     for node, number in order.items():
-        if node.op in ("get_attr", "output") or not _tensors(flow.shapes[node.name]):
+        if node.op in ("get_attr", "output") or not tensors_in(flow.shapes[node.name]):
             continue
         inside = [place[source] for source in node.all_input_nodes if source in place]
         where = next((i for i in inside if _is_view(flow, node, makers[i])), None)
@@ -107,13 +107,6 @@ def _width(choices: Choices, factor: Factor) -> Width:
     return choices.width(factor.reshape(parts, -1) if parts > 1 else factor.reshape(-1))
 
 
-def _tensors(value: Any) -> list[TensorShape]:
-    if isinstance(value, TensorShape):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [tensor for item in items for tensor in _tensors(item)]
-
-
 def _size(value: Any) -> int:
     """Bytes of all tensors in a value."""
-    return sum(prod(t.shape) * t.dtype.itemsize for t in _tensors(value))
+    return sum(prod(t.shape) * t.dtype.itemsize for t in tensors_in(value))

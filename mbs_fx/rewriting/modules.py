@@ -32,7 +32,7 @@ from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.shapes.fake_interpreter import HOOKS
 from mbs_fx.shapes.graph_attributes import attribute
-from mbs_fx.shapes.shapes import random_inputs
+from mbs_fx.shapes.shapes import random_inputs, shapes_of, tensors_in
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace
@@ -57,7 +57,7 @@ def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[
         _override_forward(small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs)
     for path, module in small.named_modules():
         module.training = modes[path]
-    _check_runs(small, plan)
+    _check_runs(small, plan, first.facts)
     for path, module in small.named_modules():
         vars(module).update(hooks.get(path, {}))
     return small, first, resizers[False]
@@ -169,14 +169,14 @@ def _override_forward(small: nn.Module, code: Mapping[bool, Any], graphs: Mappin
     small.forward = types.MethodType(forward, small)
 
 
-def _check_runs(small: nn.Module, plan: Plan) -> None:
-    """Run the copy once, in eval mode, its modes put back."""
+def _check_runs(small: nn.Module, plan: Plan, found: Facts) -> None:
+    """Run the copy once, in eval mode, its modes put back: it must give outputs of the original's shapes."""
     modes = {module: module.training for module in small.modules()}
     small.eval()
     try:
         with torch.no_grad():
             inputs = example_inputs(small, plan)
-            small(**inputs) if isinstance(inputs, dict) else small(*inputs)
+            outputs = small(**inputs) if isinstance(inputs, dict) else small(*inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise MBSError(
             f"the reduced module does not run ({error}): its code counts channels where replacing layers does not "
@@ -185,3 +185,12 @@ def _check_runs(small: nn.Module, plan: Plan) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
+    name = next(node.name for node in found.flow.gm.graph.nodes if node.op == "output")
+    before, after = (
+        [tensor.shape for tensor in tensors_in(value)] for value in (found.flow.shapes[name], shapes_of(outputs))
+    )
+    if before != after:
+        raise MBSError(
+            f"the reduced module gives outputs of shape {after}, the original {before}: keep the widths behind them "
+            "(keep= of mbs_fx.plan)"
+        )

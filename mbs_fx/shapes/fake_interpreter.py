@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -98,7 +98,7 @@ class FakeInterpreter(Interpreter):
         return result
 
     def _on_metas(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "device" in kwargs or call is getattr or not _holds_tensor((args, kwargs)):
+        if "device" in kwargs or call is getattr or not holds_tensor((args, kwargs)):
             return self._on_fakes(call, args, kwargs)
         try:
             if type(call) in _BATCH_NORM_DIMS and _keeps_layout(call, args[0]):
@@ -153,7 +153,7 @@ def _keeps_layout(module: nn.Module, x: Tensor) -> bool:
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """``value`` with ``change`` applied to every tensor in it, containers rebuilt in their own type."""
+    """``value`` with ``change`` applied to every tensor in it, containers and dataclass objects rebuilt as they are."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, torch.Size):
@@ -171,7 +171,20 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
         for key, item in value.items():
             clone[key] = mapped(item, change)
         return clone
+    if is_dataclass(value) and not isinstance(value, type | nn.Module):
+        return _mapped_fields(value, change)
     return value
+
+
+def _mapped_fields(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of a dataclass object, made without its ``__init__``, which may check what it is given."""
+    held = fields_of(value)
+    if not holds_tensor(held):
+        return value
+    clone = copy(value)
+    for name, item in held.items():
+        object.__setattr__(clone, name, mapped(item, change))
+    return clone
 
 
 def stand_in(call: Any, make: Callable[[Tensor], Tensor]) -> Any:
@@ -206,10 +219,18 @@ def _is_constant(tensor: Tensor) -> bool:
     )
 
 
-def _holds_tensor(value: Any) -> bool:
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass object that are set, by name."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)}
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or holds one, in containers and dataclass objects."""
     if isinstance(value, tuple | list):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(_holds_tensor, value.values())))
+        return any(map(holds_tensor, value))
+    if is_dataclass(value) and not isinstance(value, type | dict | nn.Module):
+        return holds_tensor(fields_of(value))
+    return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(holds_tensor, value.values())))
 
 
 def _hashed(value: Any) -> Hashable | None:
@@ -238,10 +259,10 @@ def _key(value: Any) -> Hashable:
 
 
 def _module_key(module: nn.Module) -> Hashable:
-    fields = vars(module)
+    held = vars(module)
     parts: list[Hashable] = [type(module), module.training]
-    parts += [(name, _key(value)) for name, value in fields.items() if name not in _MODULE_FIELDS]
-    return (*parts, _key(fields["_parameters"]), _key(fields["_buffers"]), _key(fields["_modules"]))
+    parts += [(name, _key(value)) for name, value in held.items() if name not in _MODULE_FIELDS]
+    return (*parts, _key(held["_parameters"]), _key(held["_buffers"]), _key(held["_modules"]))
 
 
 def _of_library(call: Any) -> bool:

@@ -1,8 +1,9 @@
 """What every node of a graph returns, found out without computing it.
 
 Semantics
-- Tensors, also inside tuples, lists, dicts and named tuples, become `TensorShape`; Python values (sizes,
-  numbers, None, devices) stand as they are, so that a later pass can read the constants of the graph.
+- Tensors, also inside tuples, lists, dicts and named tuples, become `TensorShape`; a dataclass object that holds
+  tensors becomes the dict of its fields; Python values (sizes, numbers, None, devices) stand as they are, so that a
+  later pass can read the constants of the graph.
 - Nothing is allocated and no kernel is called, except in a leaf that decides by values.  BatchNorm statistics,
   modes, hooks, ``node.meta`` and the random number generators stay as they were.
 - Inputs are tensors or shapes.  A shape stands for a tensor of the first floating-point parameter's dtype.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.operations.call import TensorShape
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.torch_private import FAKE_TENSOR_LOG
-from mbs_fx.shapes.fake_interpreter import FakeInterpreter, mapped
+from mbs_fx.shapes.fake_interpreter import FakeInterpreter, fields_of, holds_tensor, mapped
 
 
 def typed(shapes: Sequence[Sequence[int]], types: Sequence[str]) -> list[Tensor | Sequence[int]]:
@@ -117,7 +119,7 @@ class _ShapeInterpreter(FakeInterpreter):
             result = super().run_node(n)
         except Exception as error:
             raise MBSError(self._message(n, error)) from error
-        self.shapes[n.name] = mapped(result, _tensor_shape)
+        self.shapes[n.name] = shapes_of(result)
         return result
 
     def _message(self, n: Node, error: Exception) -> str:
@@ -132,8 +134,28 @@ class _ShapeInterpreter(FakeInterpreter):
         return f"node {n.name}, {place}, cannot take its inputs ({given}): {text}. {self.advice or _advice(error)}."
 
 
+def shapes_of(value: Any) -> Any:
+    """A value with every tensor in it replaced by its shape, and dataclass objects around tensors by dicts."""
+    if not holds_tensor(value):
+        return value
+    if type(value) in (tuple, list):
+        return type(value)(map(shapes_of, value))
+    if isinstance(value, dict) or is_dataclass(value):
+        held = value if isinstance(value, dict) else fields_of(value)
+        return {name: shapes_of(item) for name, item in held.items()}
+    return mapped(value, _tensor_shape)
+
+
 def _tensor_shape(tensor: Tensor) -> TensorShape:
     return TensorShape(tuple(tensor.shape), tensor.dtype)
+
+
+def tensors_in(value: Any) -> list[TensorShape]:
+    """The shapes in what `shapes_of` returns, in order."""
+    if isinstance(value, TensorShape):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for item in items for tensor in tensors_in(item)]
 
 
 def _describe(value: Any) -> str:
