@@ -176,8 +176,9 @@ def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]
     """Notes on what a measurement leaves open."""
     if density.partial:
         yield f"the measurement was cut short after {density.images} images"
-    sizes = {i.macroblock: (i.spatial_size, analysis.macroblocks[i.macroblock].spatial_size) for i in density.intervals}
-    moved = next((size_text(seen) for seen, planned in sizes.values() if seen != planned), "")
+    planned = [m.spatial_size for m in analysis.macroblocks]
+    seen = {i.macroblock: i.spatial_size for i in density.intervals}
+    moved = next((size_text(size) for m, size in seen.items() if planned[m : m + 1] != [size]), "")
     if moved:
         yield f"the densities were measured at another input size, where a macroblock was {moved}: measure at this one"
     open_ones = [size_text(i.spatial_size) for i in density.intervals if i.z == point.z and not i.settled]
