@@ -5,6 +5,10 @@ Semantics
   stream that enters it.
 - Rule 3: where the two sides of a convolution in one macroblock have widths in an integer ratio, the wider is
   that multiple of the narrower.  The input side wins.  A stream that enters a concatenation is no multiple.
+- Not every integer ratio is a design.  The largest in the paper is 6 (MobileNetV2), and the largest of an expansion
+  in docs/coverage.md is 8; what is above are squeezes that happen to divide a width (RegNet-Y: 66 = 528 / 8), and
+  the single channel of an attention gate or of a head.  A width of 1 or 2 is no base either: every factor of Eq. 9
+  is above 1/2, and ceil(beta x 2) = 2, so that nothing tied to it would ever change.
 - A segment is a set of opaque cells of one macroblock that meet in some convolution.
 """
 
@@ -17,6 +21,12 @@ from mbs_fx.channels.flow import Flow
 from mbs_fx.macroblocks.cells import Choices
 from mbs_fx.macroblocks.membership import class_key
 from mbs_fx.results.analysis import Cell, Conv, Segment, Stream, Width
+
+LARGEST_RATIO = 8
+"""Above this an integer ratio between two widths is chance."""
+
+SMALLEST_BASE = 3
+"""The smallest width that a scaling factor can change."""
 
 
 def find_streams(flow: Flow, choices: Choices, convs: Sequence[Conv], bound: Mapping[str, int]) -> tuple[Stream, ...]:
@@ -69,8 +79,10 @@ def _with_ratios(streams: Mapping[Width, Stream], convs: Sequence[Conv]) -> tupl
 
 
 def _is_multiple(wide: Stream, narrow: Stream) -> bool:
+    """Whether one width is a multiple of the other by design."""
+    ratio, rest = divmod(wide.width, narrow.width)
     same = wide.macroblock == narrow.macroblock
-    return same and narrow.width < wide.width and wide.width % narrow.width == 0
+    return same and rest == 0 and 1 < ratio <= LARGEST_RATIO and narrow.width >= SMALLEST_BASE
 
 
 def find_segments(choices: Choices, convs: Sequence[Conv]) -> tuple[list[Segment], tuple[Cell, ...]]:
