@@ -66,14 +66,14 @@ def counted(gm: GraphModule, shapes: tuple[tuple[int, ...], ...]) -> dict[str, i
 
 def compare(gm: GraphModule, analysis: mbs_fx.Analysis) -> dict[str, Any]:
     """Where torch and the analysis differ: ``wrong`` by node (torch's, ours), ``others`` multiply-adds by kind."""
-    batch = analysis.input_shapes[0][0]
+    batch = analysis.input_shapes[analysis.image][0]
     ours = {conv.name: 2 * batch * conv.flops for conv in analysis.convs}
     theirs = counted(gm, analysis.input_shapes)
     shapes = infer(gm, analysis.input_shapes)
     others: Counter[str] = Counter()
     for node in gm.graph.nodes:
         if node.name in theirs and node.name not in ours:
-            others[_kind(gm, node, shapes)] += theirs[node.name] // (2 * batch)
+            others[_kind(gm, node, shapes, analysis)] += theirs[node.name] // (2 * batch)
     return {
         "convs": len(ours),
         "flops": sum(ours.values()) // (2 * batch),
@@ -82,7 +82,7 @@ def compare(gm: GraphModule, analysis: mbs_fx.Analysis) -> dict[str, Any]:
     }
 
 
-def _kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> str:
+def _kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any], analysis: mbs_fx.Analysis) -> str:
     """What a node is that torch counts and the analysis does not."""
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     name = str(getattr(node.target, "__name__", node.target))
@@ -90,26 +90,15 @@ def _kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> str:
     if spec is not None:
         if conv_kind(gm, node, shapes) is None:
             return "fixed filter"
-        constant = not any(n.op == "placeholder" for n in _before(node))
-        along = spec.dims == 1 and spec.weight[:2] == (1, 1)
-        return "no pixel" if constant else "along the channels" if along else "convolution"
+        place = analysis.geometry.get(node.name)
+        if place is None or not place.receptive_field:
+            return "no pixel"
+        return "along the channels" if spec.dims == 1 and spec.weight[0] == 1 else "convolution"
     if isinstance(module, nn.Linear) or name == "linear":
         return "linear layer"
     if module is not None:
         return "inside a leaf"
     return "product of tensors"
-
-
-def _before(node: Node) -> set[Node]:
-    """Every node that this one depends on."""
-    found: set[Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in found:
-            found.add(current)
-            waiting += current.all_input_nodes
-    return found
 
 
 def row(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import mbs_fx
 from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.rewriting.selection import restore
+from mbs_fx.shapes.graph_inputs import arguments_of
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -58,7 +59,7 @@ def widths_hold(small: nn.Module, plan: mbs_fx.Plan) -> str:
 
 def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
     """The original with everything that belongs to removed channels set to zero."""
-    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     big = copy.deepcopy(gm)
     rows = {f"{p}.{n}": axes for p, layer in found.flow.layers.items() for n, axes in layer.tensors.items()}
@@ -76,13 +77,14 @@ def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
 
 def is_exact(gm: GraphModule, plan: mbs_fx.Plan) -> bool:
     """Whether zeroing must agree: nothing opaque, no statistics over reduced channels."""
-    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names)
     return not found.choices.opaque.any() and not found.flow.notes
 
 
-def random_inputs(gm: nn.Module, plan: mbs_fx.Plan, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def random_inputs(gm: nn.Module, plan: mbs_fx.Plan, dtype: torch.dtype) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in plan.input_shapes)
+    values = [torch.randn(shape, generator=generator).to(dtype) for shape in plan.input_shapes]
+    return arguments_of(plan.input_names, values)
 
 
 def reloads(build: Any, small: GraphModule, inputs: tuple[Tensor, ...]) -> bool:

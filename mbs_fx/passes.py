@@ -110,4 +110,6 @@ def _annotate(gm: GraphModule, found: Analysis) -> None:
 def _analysis(gm: GraphModule) -> Analysis | None:
     """The analysis of this graph: the one it carries, made again where a pass has changed the graph since."""
     carried: Analysis | None = gm.meta.get(ANALYSIS)
-    return None if carried is None else facts(gm, carried.input_shapes, carried.opaque, carried.input_types).analysis
+    if carried is None:
+        return None
+    return facts(gm, carried.input_shapes, carried.opaque, carried.input_types, carried.input_names).analysis

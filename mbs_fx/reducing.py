@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from mbs_fx.density.batches import Signature
 from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
@@ -85,7 +86,7 @@ def reduce(
         raise MBSError("reduce: give images or a density, not both")
     check_words(init, criterion)
     if images is not None and example is None:
-        images, example = _peek(images)
+        images, example = _peek(images, model)
     gm = _graph(model, example)
     analysis = analyze(gm, example, opaque=opaque)
     if images is None and density is None:
@@ -124,8 +125,8 @@ def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
     return gm
 
 
-def _peek(images: Any) -> tuple[Any, Tensor]:
-    """The images, unread, and the first of them as an example of the input."""
+def _peek(images: Any, model: nn.Module) -> tuple[Any, Example]:
+    """The images, unread, and the first of them as an example of the inputs."""
     if isinstance(images, Iterator):
         first = next(images, None)
         images = chain([first], images)
@@ -133,15 +134,18 @@ def _peek(images: Any) -> tuple[Any, Tensor]:
         first = next(iter(images), None)
     else:
         first = images[:2] if isinstance(images, Tensor) else images[0] if len(images) else None
-    tensor = _image_in(first)
+    if isinstance(model, GraphModule) and (known := Signature.of(model)).several:
+        return images, known.example(first)
+    tensors = _images_in(first)
+    tensor = next((t for t in tensors if t.is_floating_point()), next(iter(tensors), None))
     if tensor is None:
-        raise MBSError("images: nothing in there is a batch of images (a floating point tensor N x C x H x W)")
+        raise MBSError("images: nothing in there is a batch of images (a tensor N x C x H x W)")
     return images, tensor[:2] if tensor.dim() > 3 else tensor.unsqueeze(0)
 
 
-def _image_in(item: Any) -> Tensor | None:
-    """The first floating-point tensor in a tensor, a pair, or a dict."""
+def _images_in(item: Any) -> list[Tensor]:
+    """The tensors with the axes of an image in a tensor, a pair, or a dict."""
     if isinstance(item, Tensor):
-        return item if item.is_floating_point() and item.dim() > 2 else None
+        return [item] if item.dim() > 2 else []
     parts = item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
-    return next((found for part in parts if (found := _image_in(part)) is not None), None)
+    return [found for part in parts for found in _images_in(part)]

@@ -1,8 +1,10 @@
 """The input tensors of a batch: which the graph takes, and whether they fit.
 
 - Placeholders without a default are the inputs.  In a dict they are found by name, in a tuple by position;
-  a dict with a single floating-point tensor needs no names.
-- Images are floating point, with the channels of the first convolution that reads them.
+  a dict with a single floating-point tensor needs no names.  An input that is a list or dict of tensors is looked up
+  in the same way, and where it is the only one a batch may be that list or dict.
+- Images are floating point, or whole numbers where the graph was traced or analyzed with such, and have the channels
+  of the first convolution that reads them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from torch import Tensor, fx, nn
 from mbs_fx.errors import MBSError
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.resolve import of_target
-from mbs_fx.shapes.graph_inputs import noted_on, require_graph
+from mbs_fx.results.analysis import Analysis
+from mbs_fx.shapes.graph_inputs import Inputs, Name, noted_inputs, packed, require_graph
 
 TRAINING = (v.DROPOUT, v.BATCH_NORM)
 """Operations that behave differently in training, which a function is told by an argument."""
@@ -40,44 +43,63 @@ class Batch:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs of a graph: the names of its placeholders, and how many axes a batch of images has."""
+    """Inputs of a graph: the names of their tensors, which of them holds the images, and how many axes a batch has.
 
-    names: tuple[str, ...]
+    ``channels`` are those of the convolution that reads the images, where it is known; ``whole`` says that the graph
+    takes whole numbers as images, as a network does that normalises them itself.
+    """
+
+    names: tuple[Name, ...]
     batch_axes: int
+    image: int = 0
     channels: int | None = None
+    whole: bool = False
 
     @staticmethod
-    def of(gm: fx.GraphModule, batch: Sequence[int] = ()) -> Signature:
-        """Read off the placeholders and the first convolution, the number of axes off a batch's shape if given."""
-        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-        names = tuple(str(n.target) for n in placeholders if not n.args)
-        noted = (noted_on(n) for n in placeholders[:1])
-        axes = len(batch) or next((len(value.shape) for value in noted if value is not None), 0)
-        for node in gm.graph.nodes:
-            module = gm.get_submodule(node.target) if node.op == "call_module" else None
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                direct = node.args and isinstance(node.args[0], fx.Node) and node.args[0].op == "placeholder"
-                dims = len(module.kernel_size) + 2
-                return Signature(names, axes or dims, module.in_channels if direct else None)
-            operation = of_target(node)
-            if operation is not None and operation in v.CONV:
-                return Signature(names, axes or (operation.dims or 2) + 2)
-        return Signature(names, axes or 4)
+    def of(gm: fx.GraphModule, analysis: Analysis | None = None) -> Signature:
+        """Read off the placeholders and the first convolution, and off the analysis where there is one."""
+        placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and not n.args]
+        known = noted_inputs(placeholders) if analysis is None else _analyzed(analysis)
+        names = known.names if known is not None and known.names else tuple((str(n.target),) for n in placeholders)
+        read, dims, channels = _first_convolution(gm)
+        image = names.index((read,)) if (read,) in names else 0
+        if analysis is not None and analysis.image != image:
+            image, channels = analysis.image, None
+        shape = known.shapes[image] if known is not None else ()
+        whole = known is not None and bool(known.types) and bool(known.types[image])
+        return Signature(names, len(shape) or dims + 2, image, channels, whole)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the inputs."""
+        return tuple(dict.fromkeys(str(name[0]) for name in self.names))
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one tensor enters."""
+        return len(self.names) > 1
+
+    def example(self, item: Any) -> dict[str, Any]:
+        """The inputs that a batch or a single image gives, by name."""
+        tensors = self.inputs(item, "batch 0") if not self.is_single(item) else self.stack([item], [0])[0].inputs
+        return packed(self.names, [tensor[:2] for tensor in tensors])
 
     def is_single(self, item: Any) -> bool:
         """Whether an item is one image (one axis less than a batch)."""
         tensors = self._pick(item)
-        return bool(tensors) and isinstance(tensors[0], Tensor) and tensors[0].ndim == self.batch_axes - 1
+        held = tensors[self.image] if tensors else None
+        return isinstance(held, Tensor) and held.ndim == self.batch_axes - 1
 
     def inputs(self, item: Any, place: str) -> tuple[Tensor, ...]:
         """The input tensors of a batch, checked."""
         picked = self._pick(item)
         if not picked:
-            raise MBSError(f"{place} is {_describe(item)}; the graph takes {', '.join(self.names)}: " + self._wanted())
+            raise MBSError(f"{place} is {_describe(item)}; the graph takes {', '.join(self.heads)}: " + self._wanted())
         for name, value in zip(self.names, picked, strict=True):
             if not isinstance(value, Tensor):
-                raise MBSError(f"{place}: input {name} is {_describe(value)}, not a tensor: " + self._wanted())
-        self._check(picked[0], place)
+                way = "".join(f"[{part!r}]" for part in name[1:])
+                raise MBSError(f"{place}: input {name[0]}{way} is {_describe(value)}, not a tensor: " + self._wanted())
+        self._check(picked[self.image], place)
         return picked
 
     def stack(self, items: Sequence[Any], indices: Sequence[int]) -> list[Batch]:
@@ -98,25 +120,40 @@ class Signature:
         picked = self._pick(item)
         if not picked or not all(isinstance(value, Tensor) for value in picked):
             raise MBSError(f"image {index} is {_describe(item)}: " + self._wanted())
-        self._check(picked[0][None], f"image {index}")
+        self._check(picked[self.image][None], f"image {index}")
         return picked
 
     def _pick(self, item: Any) -> tuple[Any, ...]:
+        """What the graph takes of an item, one value per name; () where it is not there."""
+        heads = self.heads
+        nested = len(heads) == 1 and len(self.names[0]) > 1
         if isinstance(item, Mapping):
-            if all(name in item for name in self.names):
-                return tuple(item[name] for name in self.names)
-            floats = [v for v in item.values() if isinstance(v, Tensor) and v.is_floating_point()]
-            return (floats[0],) if len(floats) == len(self.names) == 1 else ()
+            if not all(head in item for head in heads):
+                return self._floats(item) or (self._parts({heads[0]: item}) if nested else ())
+            return self._parts(item)
         if isinstance(item, tuple | list):
-            return tuple(item[: len(self.names)]) if len(item) >= len(self.names) else ()
-        return (item,) if len(self.names) == 1 else ()
+            given = dict(zip(heads, item, strict=False)) if len(item) >= len(heads) else {}
+            return self._parts(given) or (self._parts({heads[0]: item}) if nested else ())
+        return self._parts({heads[0]: item}) if len(heads) == 1 else ()
+
+    def _parts(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        try:
+            return tuple(_found(given, name) for name in self.names)
+        except (LookupError, TypeError):
+            return ()
+
+    def _floats(self, item: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The only floating-point tensor in a dict needs no name."""
+        floats = [v for v in item.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        return (floats[0],) if len(floats) == len(self.names) == 1 else ()
 
     def _check(self, images: Tensor, place: str) -> None:
         shape = tuple(images.shape)
-        if not images.is_floating_point():
+        if not images.is_floating_point() and not self.whole:
             raise MBSError(
                 f"{place} has dtype {images.dtype}: convert to floating point and normalise as in training, "
-                "for instance (images.float() / 255 - mean) / std"
+                "for instance (images.float() / 255 - mean) / std; for a network that normalises them itself, trace it "
+                "with such an example"
             )
         if images.ndim != self.batch_axes:
             raise MBSError(f"{place} has shape {shape}; the graph takes batches with {self.batch_axes} axes")
@@ -129,7 +166,34 @@ class Signature:
     def _wanted(self) -> str:
         if len(self.names) == 1:
             return "give tensors, (image, label) pairs, or dicts with one floating-point tensor"
-        return f"give tuples of {len(self.names)} tensors, or dicts with these names"
+        if len(self.heads) == 1:
+            return f"give batches of {len(self.names)} tensors, as the model takes them"
+        return f"give tuples of {len(self.heads)} tensors, or dicts with these names"
+
+
+def _found(item: Any, name: Name) -> Any:
+    """What lies at the end of a way into nested containers."""
+    for part in name:
+        item = item[part]
+    return item
+
+
+def _analyzed(analysis: Analysis) -> Inputs:
+    return Inputs(analysis.input_shapes, analysis.input_types, analysis.input_names)
+
+
+def _first_convolution(gm: fx.GraphModule) -> tuple[str, int, int | None]:
+    """(the input that it reads directly, its dimensions, its channels) of the first convolution."""
+    for node in gm.graph.nodes:
+        module = gm.get_submodule(node.target) if node.op == "call_module" else None
+        source: Any = node.args[0] if node.args else None
+        read = str(source.target) if isinstance(source, fx.Node) and source.op == "placeholder" else ""
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return read, len(module.kernel_size), module.in_channels if read else None
+        operation = of_target(node)
+        if operation in v.CONV and operation is not None:
+            return read, operation.dims or 2, None
+    return "", 2, None
 
 
 def check_graph(gm: Any) -> None:

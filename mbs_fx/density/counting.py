@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch.fx.node import map_arg
 from mbs_fx.density.columns import Column, Columns
 from mbs_fx.operations.resolve import named
 from mbs_fx.results.analysis import Activation
+from mbs_fx.shapes.fake_interpreter import fields_of
 from mbs_fx.shapes.graph_attributes import attribute
 
 CACHED = 1 << 18
@@ -178,11 +180,13 @@ def finite(*values: Any) -> Tensor:
 
 
 def floating_tensors(values: Any) -> list[Tensor]:
-    """Every floating-point tensor in nested tuples, lists and dicts."""
+    """Every floating-point tensor in nested tuples, lists, dicts and dataclass objects."""
     if isinstance(values, Tensor):
         return [values] if values.is_floating_point() else []
     if isinstance(values, Mapping):
         values = tuple(values.values())
+    elif is_dataclass(values) and not isinstance(values, type):
+        values = tuple(fields_of(values).values())
     if isinstance(values, tuple | list):
         return [tensor for value in values for tensor in floating_tensors(value)]
     return []

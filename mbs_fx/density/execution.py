@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,6 +27,7 @@ from mbs_fx.density.rectify import fuse
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.precision import Shape, fast_dtype
+from mbs_fx.shapes.graph_inputs import Name, arguments_of
 
 LARGEST = 24 << 20
 """Bytes of an activation on a CPU.  From 32 MiB on, the C library gets every tensor from the system, and filling
@@ -72,7 +74,9 @@ def executions(
     first = next((t for t in chain(gm.parameters(), gm.buffers()) if t.is_floating_point()), torch.empty(0))
     place = first.device if device is None else usable(device)
     counting = instrument(gm, columns, analysis.activations)
-    own = Execution(lambda: fast_copy(counting, place, first.dtype, fold=False).forward, place, first.dtype)
+    taking_tensors = partial(_taking_tensors, analysis.input_names)
+    unfolded = partial(fast_copy, counting, place, first.dtype, fold=False)
+    own = Execution(lambda: taking_tensors(unfolded().forward), place, first.dtype)
     if not fast and not compiled:
         return [own]
     precision = dtype or fast_dtype(first.dtype, place, _largest(analysis))
@@ -82,8 +86,10 @@ def executions(
         def build() -> Callable[..., Any]:
             copy = fast_copy(counting, place, precision, channels_last)
             if compiled:
-                return _compiled(copy, place)
-            return Recorded(copy.forward) if place.type == "cuda" else fuse(copy).forward
+                return taking_tensors(_compiled(copy, place))
+            if place.type == "cuda":
+                return Recorded(taking_tensors(copy.forward))
+            return taking_tensors(fuse(copy).forward)
 
         filled = compiled or place.type == "cuda"
         return Execution(build, place, precision, channels_last, compiled, filled, images)
@@ -97,6 +103,13 @@ def _largest(analysis: Analysis) -> Shape:
     inputs, pixels = conv.in_width // conv.groups, math.prod(conv.spatial_size)
     kernel = round(math.sqrt(conv.flops / (inputs * conv.width * pixels)))
     return Shape(inputs, conv.width, max(1, kernel), max(1, math.isqrt(pixels)))
+
+
+def _taking_tensors(names: tuple[Name, ...], run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` as a function of tensors alone, also where it takes lists or dicts of them."""
+    if all(len(name) == 1 for name in names):
+        return run
+    return lambda *tensors: run(*arguments_of(names, tensors))
 
 
 def _images_at_once(analysis: Analysis, dtype: torch.dtype) -> int:

@@ -38,9 +38,10 @@ from mbs_fx.results.density import Density, fingerprint
 from mbs_fx.results.tables import size_text
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.ranks import Ranks, join
+from mbs_fx.shapes.graph_inputs import Name
 from mbs_fx.shapes.shapes import types_of
 
-Inputs = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
+Read = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 
 LOOKED_AT = 0.99
 """The confidence of the intervals in the result where ``confidence`` is None."""
@@ -105,10 +106,11 @@ def measure(
     file = None if checkpoint is None else Path(checkpoint)
     with random_state_kept(), torch.no_grad(), join(timeout) as ranks:
         request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
-        source = open_images(images, Signature.of(gm, analysis.input_shapes[0] if analysis else ()), request)
+        signature = Signature.of(gm, analysis)
+        source = open_images(images, signature, request)
         state = _state(file, ranks)
         stream, inputs = _opened(source, state, ranks)
-        analysis = analysis or _analysis(gm, inputs)
+        analysis = analysis or _analysis(gm, inputs, signature.names)
         columns = Columns.of(analysis)
         rule = StoppingRule(analysis, factors(analysis, columns.index, zs), confidence or LOOKED_AT, source.population)
         ways = executions(gm, columns, analysis, device, fast, dtype, compile)
@@ -159,14 +161,14 @@ def _state(file: Path | None, ranks: Ranks) -> checkpoints.State | None:
     return ranks.together(lambda: checkpoints.load(file) if ranks.rank == 0 else None)[0]
 
 
-def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Inputs]:
+def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) -> tuple[Iterator[Numbered], Read]:
     """Batches that were not read yet, and shapes and types of the very first."""
     if state is not None:
         return source.read(state.moments.batches), state.inputs
     stream = source.read(0)
     first: list[Numbered] = []
 
-    def peek() -> Inputs | None:
+    def peek() -> Read | None:
         first.extend(islice(stream, 1))
         read = first[0][1][0].inputs if first else ()
         return (tuple(tuple(t.shape) for t in read), types_of(read)) if first else None
@@ -177,9 +179,9 @@ def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) 
     return chain(first, stream), inputs
 
 
-def _analysis(gm: fx.GraphModule, inputs: Inputs) -> Analysis:
+def _analysis(gm: fx.GraphModule, inputs: Read, names: tuple[Name, ...]) -> Analysis:
     shapes, types = inputs
-    return facts(gm, shapes, types=types).analysis
+    return facts(gm, shapes, types=types, names=names).analysis
 
 
 def _identity(
@@ -254,7 +256,7 @@ def _notes(density: Density, columns: Columns, source: ImageReader, limit: int |
 
 def _sizes(meter: Meter) -> Iterator[str]:
     """Sizes of images that the graph was not analyzed for."""
-    planned = meter.analysis.input_shapes[0][-len(meter.analysis.input_size) :]
+    planned = meter.analysis.input_size
     others = [size_text(size) for size in sorted(meter.sizes - {planned})]
     if others:
         yield (

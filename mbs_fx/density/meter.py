@@ -122,7 +122,7 @@ class Meter:
 
     def _halve(self, batch: Batch) -> None:
         if len(batch) == 1:
-            shape = tuple(batch.inputs[0].shape[1:])
+            shape = tuple(batch.inputs[self.analysis.image].shape[1:])
             raise MBSError(f"one image of shape {shape} does not fit in memory: use smaller images")
         self._fitting, self._full, self._counter = len(batch) // 2, 0, None
         self.notes.append(f"a batch of {len(batch)} images did not fit in memory; halved to {self._fitting}")
@@ -138,7 +138,8 @@ class Meter:
         finite: Tensor,
     ) -> None:
         images = len(finite)
-        self.sizes.add(tuple(batch.inputs[0].shape[-len(self.analysis.input_size) :]))
+        image = batch.inputs[self.analysis.image]
+        self.sizes.add(tuple(image.shape[axis] for axis in self.analysis.image_axes))
         elements: list[int] = []
         for (name, columns), shape in zip(self.columns.by_activation().items(), shapes, strict=True):
             if shape[0] % images:
@@ -168,7 +169,7 @@ class Meter:
         """Which images to keep; for one that is not finite, find the node where that begins."""
         for row in np.flatnonzero(~finite):
             image = f"image {p.batch.indices[row]} (batch {p.number})"
-            found = locate(self.gm, [t[row : row + 1] for t in p.batch.inputs])
+            found = locate(self.gm, [t[row : row + 1] for t in p.batch.inputs], self.analysis.input_names)
             if found is None:
                 raise MBSError(
                     f"{image}: values overflow in the copy for measuring ({self.executions[0]}), not in the graph "

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, fx
 
 from mbs_fx.density.counting import floating_tensors
+from mbs_fx.shapes.graph_inputs import Name, arguments_of
 
 
-def locate(gm: fx.GraphModule, inputs: Sequence[Tensor]) -> str | None:
+def locate(gm: fx.GraphModule, inputs: Sequence[Tensor], names: Sequence[Name] = ()) -> str | None:
     """The first node of ``gm`` that gives a value that is not finite, in words; None if there is none."""
     search = _Search(gm)
     first = next((t for t in gm.parameters() if t.is_floating_point()), None)
     if first is not None:
         inputs = [t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in inputs]
-    search.run(*inputs)
+    search.run(*arguments_of(names, inputs))
     return search.found
 
 

@@ -2,10 +2,10 @@
 
 Semantics
 - A placeholder of shape (N, C, *spatial) starts with stride 1 and receptive field 1; sizes come from
-  `mbs_fx.shapes.shapes.infer`.  Where the graph itself brings its first input into that form (channels last, no
-  channels, frames), the spatial axes are those over which its first convolution slides, and those that it moves
-  into the batch.  What each kind of operation does is written in `mbs_fx.geometry.rules.windows` (windows
-  and changes of scale), `mbs_fx.geometry.rules.layout` and `mbs_fx.geometry.rules.contractions`.
+  `mbs_fx.shapes.shapes.infer`.  Where the graph itself brings an input into that form (channels last, no channels,
+  frames), `mbs_fx.geometry.images` finds its spatial axes.  What each kind of operation does is written in
+  `mbs_fx.geometry.rules.windows` (windows and changes of scale), `mbs_fx.geometry.rules.layout` and
+  `mbs_fx.geometry.rules.contractions`.
 - Everything else keeps the largest of its inputs.
 - Receptive fields are nominal: the longest path, not clipped to the input.  A merge takes the largest.
 - A value pooled to one pixel is global context: it keeps the stride and receptive field that it had, and
@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.errors import MBSError
-from mbs_fx.geometry.axes import CHANNELS, Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
+from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, merged, tracked
 from mbs_fx.geometry.call import GeometryCall, MapResult, fitted
+from mbs_fx.geometry.images import Image, Starts, find_image
 from mbs_fx.geometry.rules.windows import WINDOWS
 from mbs_fx.operations.call import TensorShape, holds_tensor
 from mbs_fx.operations.register import geometry
@@ -35,7 +34,7 @@ from mbs_fx.operations.resolve import of_module, of_target
 from mbs_fx.results.analysis import Geometry
 from mbs_fx.shapes.convolutions import ConvSpec, any_conv, conv_kind, flops
 
-__all__ = ["ConvSpec", "Located", "conv_kind", "flops", "propagate"]
+__all__ = ["ConvSpec", "Image", "Located", "conv_kind", "flops", "image_of", "propagate"]
 
 
 @dataclass(slots=True)
@@ -75,12 +74,15 @@ class Located:
     axes: tuple[int, ...]
 
 
-def propagate(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[dict[str, Located], tuple[str, ...]]:
-    """The feature maps of a graph by node name, and notes on what was not understood."""
+def propagate(
+    gm: GraphModule, shapes: Mapping[str, Any], image: Image | None = None
+) -> tuple[dict[str, Located], tuple[str, ...]]:
+    """The feature maps of a graph by node name, and notes on what was not understood.  ``image``: of `image_of`."""
     found: dict[str, Located] = {}
     known: dict[int, Located | None] = {}
     notes = Notes()
-    for call, track in _walk(gm, shapes, notes, input_axes(gm, shapes)):
+    image = image_of(gm, shapes) if image is None else image
+    for call, track in _walk(gm, shapes, notes, image.starts):
         node, first = call.node, _first(track)
         if first is None:
             continue
@@ -94,35 +96,15 @@ def propagate(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[dict[str, Loc
     return found, notes.all()
 
 
-def input_axes(gm: GraphModule, shapes: Mapping[str, Any]) -> tuple[int, ...]:
-    """The dimensions of the first input that are spatial axes."""
-    start = next((node for node in gm.graph.nodes if node.op == "placeholder"), None)
-    shape = _shape(shapes[start.name]) if start is not None else ()
-    plain = tuple(range(2, len(shape)))
-    for call, _ in _walk(gm, shapes, Notes(), tuple(range(len(shape)))):
-        spec = any_conv(gm, call.node, shapes)
-        x = call.operand(call.first) if spec is not None else None
-        if spec is None or x is None or not any(map(has_axis, x.dims)):
-            continue
-        held = [{atom.axis for atom in row} - {CHANNELS} for row in x.dims]
-        slid = set[int]().union(*held[-spec.dims :])
-        mixed = any(len(each) != 1 for each in held[-spec.dims :])
-        given = any(isinstance(a, Node) and a.op == "placeholder" for a in call.node.args[1:2])  # the weight
-        if given or mixed or len(held) < spec.dims + 2 or len(slid) < spec.dims:
-            return plain
-        if 0 in slid | held[1]:
-            raise MBSError(
-                f"{call.node.name}: the first axis of the input {shape} is no batch here, so that the graph takes one "
-                "image at a time: let the model take batches, without an unsqueeze of its own"
-            )
-        return tuple(sorted(slid | (held[0] - {0})))
-    return plain
+def image_of(gm: GraphModule, shapes: Mapping[str, Any]) -> Image:
+    """The input over which the convolutions of a graph slide, and its spatial axes."""
+    return find_image(gm, shapes, lambda starts: _walk(gm, shapes, Notes(), starts))
 
 
 def _walk(
-    gm: GraphModule, shapes: Mapping[str, Any], notes: Notes, axes: tuple[int, ...]
+    gm: GraphModule, shapes: Mapping[str, Any], notes: Notes, starts: Starts
 ) -> Iterator[tuple[GeometryCall, Any]]:
-    """Every node with its track; ``axes`` are the spatial ones among the dimensions of the first input."""
+    """Every node with its track; ``starts`` are the spatial axes of what enters."""
     tracks: dict[Node, Any] = {}
     modules = dict(gm.named_modules(remove_duplicate=False))
     for node in gm.graph.nodes:
@@ -131,8 +113,8 @@ def _walk(
         operation = of_target(node) if module is None else of_module(type(module))
         call = GeometryCall(gm, node, operation, module, shapes, tracks)
         if node.op == "placeholder":
-            main = not tracks and isinstance(value, TensorShape)
-            tracks[node] = _each(value, partial(_start, axes=axes if main else None))
+            axes = iter(starts[node.name]) if node.name in starts else iter(())
+            tracks[node] = _each(value, lambda shape, axes=axes: _start(shape, next(axes)))
         else:
             found = _found(call, value)
             notes.take(call, found)
@@ -232,9 +214,9 @@ def _each(value: Any, make: Callable[[tuple[int, ...]], Any]) -> Any:
     return {key: _each(item, make) for key, item in value.items()} if isinstance(value, dict) else None
 
 
-def _start(shape: tuple[int, ...], axes: tuple[int, ...] | None = None) -> Track:
-    """An input: every dimension after batch and channels is a spatial axis, where nothing else is said."""
-    places = {dim: index for index, dim in enumerate(range(2, len(shape)) if axes is None else axes)}
+def _start(shape: tuple[int, ...], axes: tuple[int, ...]) -> Track:
+    """An input with the given spatial axes."""
+    places = {dim: index for index, dim in enumerate(axes)}
     rows = [(Atom(places[dim], size),) if dim in places else channels(size) for dim, size in enumerate(shape)]
     return Track(tuple(rows), {index: Axis(shape[dim]) for dim, index in places.items()})
 

@@ -34,7 +34,7 @@ from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.runtime.torch_private import OpOverload
-from mbs_fx.shapes.graph_inputs import ExampleLike, Shapes, inputs_of, require_graph
+from mbs_fx.shapes.graph_inputs import ExampleLike, Inputs, Name, Shapes, arguments_of, inputs_of, require_graph
 from mbs_fx.shapes.shapes import infer, typed
 from mbs_fx.tracing.leaves import is_layer
 
@@ -62,8 +62,8 @@ def analyze(
 
     Args:
         gm: a traced graph whose leaves are modules (`mbs_fx.trace`, `torch.fx.symbolic_trace`, others').
-        example: an input tensor, its shape, or one per input; None where the graph knows its inputs, traced with an
-            example (`mbs_fx.trace`), after ShapeProp, or made by `rewrite`.
+        example: an input tensor, its shape, or one per input, which may be a list or dict of these; None where the
+            graph knows its inputs, traced with an example (`mbs_fx.trace`), after ShapeProp, or made by `rewrite`.
         opaque: modules to scale as a whole, by class or by regular expression on the module path.
         strict: an operation through which channels cannot be followed is an error; otherwise the widths that
             enter it are kept, and `Analysis.kept` says why.
@@ -72,8 +72,8 @@ def analyze(
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
 
     """
-    shapes, types = inputs_of(gm, example)
-    found = facts(gm, shapes, opaque_paths(gm, opaque) if opaque else (), types)
+    inputs = inputs_of(gm, example)
+    found = facts(gm, inputs.shapes, opaque_paths(gm, opaque) if opaque else (), inputs.types, inputs.names)
     if strict and found.flow.refused:
         first, *rest = dict.fromkeys(found.flow.refused)
         more = f" (and {len(rest)} more)" if rest else ""
@@ -84,14 +84,23 @@ def analyze(
     return found.analysis
 
 
-def facts(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...] = (), types: tuple[str, ...] = ()) -> Facts:
-    """Analysis and labels of a graph, remembered until the graph changes; ``opaque`` are module paths."""
+def facts(
+    gm: GraphModule,
+    shapes: Shapes,
+    opaque: tuple[str, ...] = (),
+    types: tuple[str, ...] = (),
+    names: tuple[Name, ...] = (),
+) -> Facts:
+    """Analysis and labels of a graph, remembered until the graph changes.
+
+    ``opaque`` are module paths; shapes, types and names are those of `mbs_fx.shapes.graph_inputs.Inputs`.
+    """
     require_graph(gm)
     print_ = _fingerprint(gm, shapes, opaque)
-    key = print_, _held(gm), changes(), types
+    key = print_, _held(gm), changes(), types, names
     known = _CACHE.get(gm)
     if known is None or known[0] != key:
-        known = _CACHE[gm] = key, _facts(gm, shapes, opaque, types, print_)
+        known = _CACHE[gm] = key, _facts(gm, Inputs(shapes, types, names), opaque, print_)
     return known[1]
 
 
@@ -113,15 +122,10 @@ def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> st
 
 
 @collector_paused()
-def _facts(
-    gm: GraphModule,
-    shapes: Shapes,
-    opaque: tuple[str, ...],
-    types: tuple[str, ...],
-    print_: str,
-) -> Facts:
-    values = infer(gm, typed(shapes, types))
-    located, notes = geo.propagate(gm, values)
+def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str) -> Facts:
+    values = infer(gm, arguments_of(inputs.names, typed(inputs.shapes, inputs.types)))
+    image = geo.image_of(gm, values)
+    located, notes = geo.propagate(gm, values, image)
     flow = run(gm, values)
     layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
     if not layers:
@@ -129,10 +133,17 @@ def _facts(
     names = [node.name for node in layers]
     choices = choose(flow, names, forced(gm, opaque) if opaque else None)
     analysis = _assemble(
-        flow, choices, layers, {name: found.geometry.plain() for name, found in located.items()}, shapes
+        flow, choices, layers, {name: found.geometry.plain() for name, found in located.items()}, image
     )
-    notes = (*notes, *flow.notes.values())
-    analysis = replace(analysis, notes=tuple(notes), opaque=opaque, input_types=types, fingerprint=print_)
+    analysis = replace(
+        analysis,
+        input_shapes=inputs.shapes,
+        input_types=inputs.types,
+        input_names=inputs.names,
+        notes=(*notes, *flow.notes.values()),
+        opaque=opaque,
+        fingerprint=print_,
+    )
     return Facts(analysis, flow, choices)
 
 
@@ -168,7 +179,7 @@ def _assemble(
     choices: Choices,
     layers: list[Node],
     geometry: dict[str, Geometry],
-    shapes: tuple[tuple[int, ...], ...],
+    image: geo.Image,
 ) -> Analysis:
     exits = unit_exits(flow)
     outs = {node.name: flow.mixers[node.name].out for node in layers}
@@ -178,16 +189,20 @@ def _assemble(
     depthwise = {name for name in outs if flow.mixers[name].depthwise}
     places = {n: own[n] if n in depthwise else bound.get(n, own[n]) for n in outs}
     index = {place: i for i, place in enumerate(sorted(set(places.values()), key=order))}
-    convs = tuple(_conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs) for node in layers)
+    convs = tuple(
+        _conv(flow, choices, node, geometry[node.name], index[places[node.name]], pairs, image.batch) for node in layers
+    )
     streams = find_streams(flow, choices, convs, {name: index[place] for name, place in bound.items()})
     segments, cells = find_segments(choices, convs)
     macroblocks = tuple(
         _macroblock(place, i, convs, segments) for place, i in sorted(index.items(), key=lambda item: item[1])
     )
-    first, saved = next(iter(shapes)), saved_tensors(flow.gm)
+    saved = saved_tensors(flow.gm)
     return Analysis(
-        input_shapes=shapes,
-        input_size=tuple(first[axis] for axis in geo.input_axes(flow.gm, flow.shapes)) or first[-1:],
+        input_shapes=(),
+        input_size=image.size or (1,),
+        image=image.index,
+        image_axes=image.axes,
         geometry=geometry,
         convs=convs,
         activations=activations,
@@ -221,7 +236,9 @@ def _bound(
     }
 
 
-def _conv(flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock: int, pairs: dict[str, Any]) -> Conv:
+def _conv(
+    flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock: int, pairs: dict[str, Any], batch: int
+) -> Conv:
     held = flow.mixers[node.name]
     return Conv(
         name=node.name,
@@ -229,7 +246,7 @@ def _conv(flow: Flow, choices: Choices, node: Node, place: Geometry, macroblock:
         spatial_size=place.spatial_size,
         stride=place.stride,
         receptive_field=place.receptive_field,
-        flops=int(geo.flops(flow.gm, node, flow.shapes)),
+        flops=int(geo.flops(flow.gm, node, flow.shapes, batch)),
         width=len(held.out),
         in_width=len(held.inp),
         groups=int(held.groups),

@@ -94,6 +94,7 @@ class _Assembly:
             activation_bytes=(int(self.full.activation_bytes[0]), int(self.spent.activation_bytes[i])),
             input_shapes=self.analysis.input_shapes,
             input_types=self.analysis.input_types,
+            input_names=self.analysis.input_names,
             opaque=self.analysis.opaque,
             leaves=self.analysis.leaves,
             images=density.images if density is not None else 0,

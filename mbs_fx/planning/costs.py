@@ -76,7 +76,8 @@ class Spent:
         change = np.zeros((max((m.last for m in maps), default=0) + 2, self.counts.shape[1]), np.int64)
         np.add.at(change, [m.first for m in maps], held)
         np.subtract.at(change, [m.last + 1 for m in maps], held)
-        return change.cumsum(axis=0).max(axis=0) // max(1, self.costs.analysis.input_shapes[0][0])
+        analysis = self.costs.analysis
+        return change.cumsum(axis=0).max(axis=0) // max(1, analysis.input_shapes[analysis.image][0])
 
 
 def _flops_per_pair(conv: Conv) -> tuple[int, int]:

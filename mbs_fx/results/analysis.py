@@ -201,7 +201,10 @@ class Analysis:
     """Everything that `plan` needs to know about a graph; ``print`` shows its macroblocks and what keeps its width.
 
     ``input_types`` names the type of every input of whole numbers, empty for those of the parameters' type; () where
-    all are.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking inside.
+    all are.  ``input_names`` are their names in the graph: that of the input, and the way to the tensor in an input
+    that is a list or dict.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking
+    inside.  ``image`` is the number of the input over which the convolutions slide, and ``image_axes`` its spatial
+    dimensions, whose sizes are ``input_size`` (L).
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -223,6 +226,9 @@ class Analysis:
     maps: tuple[FeatureMap, ...] = ()
     leaves: tuple[str, ...] = ()
     operations: tuple[Operation, ...] = ()
+    input_names: tuple[tuple[str | int, ...], ...] = ()
+    image: int = 0
+    image_axes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join([table(self._rows(), HEADERS), *self._remarks()])

@@ -88,6 +88,7 @@ class Plan:
     beyond: float = 0.0
     images: int = 0
     input_types: tuple[str, ...] = ()
+    input_names: tuple[tuple[str | int, ...], ...] = ()
     opaque: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -193,6 +194,7 @@ def _plan_of(data: dict[str, Any]) -> Plan:
             "activation_bytes",
             "input_shapes",
             "input_types",
+            "input_names",
             "opaque",
             "leaves",
             "notes",
@@ -223,6 +225,9 @@ def _check(plan: Plan) -> None:
             )
 
 
+_TEXTS = (("opaque", str), ("leaves", str), ("notes", str))
+
+
 def _check_types(plan: Plan) -> None:
     for name in ("widths", "before", "kept", "channels"):
         if not isinstance(getattr(plan, name), dict):
@@ -230,7 +235,7 @@ def _check_types(plan: Plan) -> None:
     for name in ("params", "flops", "model_bytes", "activation_bytes"):
         if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
             raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
-    for name, item in (("input_shapes", tuple), ("input_types", str), ("opaque", str), ("leaves", str), ("notes", str)):
+    for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS):
         held: Any = getattr(plan, name)
         if not isinstance(held, tuple) or not all(isinstance(each, item) for each in held):
             raise MBSError(f'the plan was edited into something else: "{name}" is a list')

@@ -25,6 +25,7 @@ from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore, select
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.shapes.graph_attributes import attribute
+from mbs_fx.shapes.graph_inputs import arguments_of
 from mbs_fx.shapes.shapes import infer, typed
 
 _ADVICE = (
@@ -62,7 +63,7 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
 @collector_paused()
 def rewrite_graph(gm: GraphModule, plan: Plan, criterion: Criterion) -> tuple[GraphModule, Keep, Resizer]:
     """The graph at the planned widths, which channels stayed, and what was done to its layers."""
-    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names)
     keep = decide(found, plan, criterion)
     resizer = Resizer(keep)
     return build(gm, keep, resizer), keep, resizer
@@ -117,7 +118,8 @@ def check_runs(found: Facts, small: GraphModule) -> None:
     """Run the new graph on fake tensors: it must give outputs of the original's shapes."""
     seen = found.analysis
     try:
-        after = infer(small, typed(seen.input_shapes, seen.input_types), _ADVICE)
+        entering = arguments_of(seen.input_names, typed(seen.input_shapes, seen.input_types))
+        after = infer(small, entering, _ADVICE)
     except MBSError as error:
         raise MBSError(f"the reduced graph does not run: {error}") from error
     name = next(node.name for node in small.graph.nodes if node.op == "output")

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
@@ -24,6 +23,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.random_state import random_state_kept
+from mbs_fx.shapes.graph_inputs import arguments_of
 from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.example import place_and_dtype
 
@@ -58,13 +58,14 @@ class Latency:
             self._wait()
             return statistics.median(self._once(run, inputs) for _ in range(self.repetitions)) * 1e3
 
-    def _inputs(self, plan: Plan) -> list[Tensor]:
+    def _inputs(self, plan: Plan) -> tuple[Any, ...]:
         """Random batches of the shapes and types that the plan was made for."""
         _, dtype = place_and_dtype(self.gm)
         shapes = [(self.batch or shape[0], *shape[1:]) for shape in plan.input_shapes]
-        return [value.to(self.device) for value in random_inputs(shapes, plan.input_types, dtype)]
+        values = [value.to(self.device) for value in random_inputs(shapes, plan.input_types, dtype)]
+        return arguments_of(plan.input_names, values)
 
-    def _once(self, run: Callable[..., Any], inputs: list[Tensor]) -> float:
+    def _once(self, run: Callable[..., Any], inputs: tuple[Any, ...]) -> float:
         start = time.perf_counter()
         run(*inputs)
         self._wait()

@@ -32,6 +32,7 @@ from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.shapes.fake_interpreter import HOOKS
 from mbs_fx.shapes.graph_attributes import attribute
+from mbs_fx.shapes.graph_inputs import packed
 from mbs_fx.shapes.shapes import random_inputs, shapes_of, tensors_in
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.example import place_and_dtype
@@ -89,7 +90,7 @@ def _decisions(
                 raise
             notes.append(f"not traced in training mode, so layers that only training uses keep their width: {error}")
             continue
-        found = facts(graphs[mode], _shapes(plan), plan.opaque, plan.input_types)
+        found = facts(graphs[mode], _shapes(plan), plan.opaque, plan.input_types, plan.input_names)
         if not mode:
             keeps[mode] = decide(found, plan, criterion)
         else:
@@ -98,11 +99,17 @@ def _decisions(
     return graphs, keeps, notes
 
 
-def example_inputs(model: nn.Module, plan: Plan) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """Random inputs that a plan was made for; by name where ``forward`` takes some by name only."""
+def example_inputs(model: nn.Module, plan: Plan) -> tuple[Any, ...] | dict[str, Any]:
+    """Random inputs that a plan was made for; by name where ``forward`` cannot take all of them by position."""
     device, dtype = place_and_dtype(model)
     values = [value.to(device) for value in random_inputs(_shapes(plan), plan.input_types, dtype)]
     parameters = inspect.signature(model.forward).parameters.values()
+    if plan.input_names:
+        given = packed(plan.input_names, values)
+        by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        first = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
+        in_order = list(given) == first[: len(given)] or not by_name.issuperset(given)
+        return tuple(given.values()) if in_order else given
     named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if not named:
         return tuple(values)

@@ -43,7 +43,7 @@ def carry_optimizer(optimizer: Optimizer, gm: GraphModule, small: GraphModule) -
     if not isinstance(plan, Plan):
         raise MBSError("carry_optimizer: the small network carries no plan; it was not made by mbs_fx.rewrite")
     plan = relative(plan_in(gm), plan)
-    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     axes = {f"{p}.{n}": a for p, layer in found.flow.layers.items() for n, a in layer.tensors.items()}
     axes |= found.flow.parameters

@@ -6,7 +6,8 @@ Semantics
 - A *learned* convolution has a weight that is a parameter or is computed from one (weight standardisation).
   A function whose weight is a buffer or a constant is a fixed filter, such as a blur.
 - ``flops`` are multiply-adds for one image: kernel volume x C_in / groups x C_out for every output pixel, or
-  for every input pixel of a transposed convolution.
+  for every input pixel of a transposed convolution.  Where the graph makes windows or frames of an image entries of
+  the batch, they are all counted.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mbs_fx.operations.call import Call, TensorShape
 from mbs_fx.operations.resolve import of_target, operation_of, spelling
 from mbs_fx.runtime.torch_private import ConvNd, ConvTransposeNd
 from mbs_fx.shapes.graph_attributes import attribute
+from mbs_fx.shapes.shapes import tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +72,27 @@ def any_conv(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = Non
     return _of_function(call, operation.dims, operation in v.CONV_TRANSPOSE)
 
 
-def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any]) -> int:
-    """Multiply-adds of a convolution, or of a linear layer at every pixel, for one image; 0 for any other node."""
+def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any], batch: int | None = None) -> int:
+    """Multiply-adds of a convolution, or of a linear layer at every pixel, for one image; 0 for any other node.
+
+    ``batch`` is the number of images, the first axis of the first input where it is not given.
+    """
+    images = _batch(gm, shapes) if batch is None else batch
     spec = any_conv(gm, node, shapes)
     if spec is None:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        pixels = shapes[node.name].shape[1:-1] if isinstance(module, nn.Linear) else ()
-        if not isinstance(module, nn.Linear) or len(pixels) < 2:
+        pixels = shapes[node.name].shape[:-1] if isinstance(module, nn.Linear) else ()
+        if not isinstance(module, nn.Linear) or len(pixels) < 3:
             return 0
-        return prod(pixels) * module.in_features * module.out_features
-    value = shapes[_argument(gm, node, "input").name if spec.transposed else node.name]
-    return prod(spec.weight) * prod(value.shape[-spec.dims :])
+        return prod(pixels) * module.in_features * module.out_features // images
+    shape = shapes[_argument(gm, node, "input").name if spec.transposed else node.name].shape
+    maps = prod(shape[: -spec.dims - 1])
+    return prod(spec.weight) * maps * prod(shape[-spec.dims :]) // images
+
+
+def _batch(gm: GraphModule, shapes: Mapping[str, Any]) -> int:
+    entering = (tensor for n in gm.graph.nodes if n.op == "placeholder" for tensor in tensors_in(shapes[n.name]))
+    return next((tensor.shape[0] for tensor in entering if tensor.shape), 1)
 
 
 def of_module(module: nn.Module) -> ConvSpec | None:

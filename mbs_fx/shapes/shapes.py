@@ -13,7 +13,7 @@ Semantics
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
@@ -57,19 +57,29 @@ def random_inputs(shapes: Sequence[Sequence[int]], types: Sequence[str], dtype: 
     )
 
 
-def infer(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]], advice: str = "") -> dict[str, Any]:
+def infer(gm: GraphModule, inputs: Sequence[Any], advice: str = "") -> dict[str, Any]:
     """The value of every node, by name, for ``inputs`` in the order of the placeholders.
 
+    An input is a tensor, its shape, or a list or dict of these.
     ``advice`` says what to do where the graph does not take them; without it, what the error suggests.
     """
     _check_inputs(gm, inputs)
     with torch.no_grad(), _no_traces():
         run = _ShapeInterpreter(gm, advice)
-        run.run(*map(run.input, inputs), enable_io_processing=False)
+        run.run(*(nested(value, run.input) for value in inputs), enable_io_processing=False)
     return run.shapes
 
 
-def _check_inputs(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]]) -> None:
+def nested(value: Any, make: Callable[[Any], Any]) -> Any:
+    """``make`` applied to every tensor or shape in an input."""
+    if isinstance(value, dict):
+        return {key: nested(item, make) for key, item in value.items()}
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor | tuple | list | dict) for item in value):
+        return [nested(item, make) for item in value]
+    return make(value)
+
+
+def _check_inputs(gm: GraphModule, inputs: Sequence[Any]) -> None:
     nodes = [node for node in gm.graph.nodes if node.op == "placeholder"]
     variadic = any(str(node.target).startswith("*") for node in nodes)
     required = [node.name for node in nodes if not node.args and not str(node.target).startswith("*")]
@@ -81,11 +91,15 @@ def _check_inputs(gm: GraphModule, inputs: Sequence[Tensor | Sequence[int]]) -> 
     if len(inputs) > len(nodes) and not variadic:
         raise MBSError(f"the graph takes {len(nodes)} inputs and got {len(inputs)}: leave out the last ones")
     for index, value in enumerate(inputs):
-        if not (isinstance(value, Tensor) or _is_shape(value)):
-            raise MBSError(
-                f"input {index} is {value!r}: give a tensor, or its shape as a tuple of positive whole "
-                "numbers such as (1, 3, 224, 224)"
-            )
+        nested(value, lambda leaf, index=index: _check_input(index, leaf))
+
+
+def _check_input(index: int, value: Any) -> None:
+    if not (isinstance(value, Tensor) or _is_shape(value)):
+        raise MBSError(
+            f"input {index} is {value!r}: give a tensor, or its shape as a tuple of positive whole "
+            "numbers such as (1, 3, 224, 224)"
+        )
 
 
 def _is_shape(value: object) -> bool:

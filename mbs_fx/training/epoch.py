@@ -35,7 +35,7 @@ LOOKS = 50
 
 @dataclass(frozen=True)
 class Setting:
-    """What does not change while a network is trained."""
+    """What does not change while a network is trained; ``whole``: its images may be whole numbers."""
 
     recipe: Recipe
     device: torch.device
@@ -44,6 +44,7 @@ class Setting:
     forward: nn.Module | Callable[[Tensor], Tensor]
     teacher: nn.Module | None
     show: bool | None
+    whole: bool = False
 
     def place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A batch on the device, in the memory order of the recipe."""
@@ -89,7 +90,7 @@ def _pass(run: Run, setting: Setting, batches: Any, number: int, checkpoint: str
         if step > run.steps:
             break
         where = f"epoch {number}, step {step}"
-        x, y = opened(batch, where)
+        x, y = opened(batch, where, setting.whole)
         total += _step(run, setting, x, y, where)
         images += len(x)
         if step % LOOKS == 0 or step == run.steps:
@@ -111,7 +112,7 @@ def _accuracy(run: Run, setting: Setting, tests: Any) -> float:
     net = run.net if run.average is None else run.average
     net.eval()
     with setting.autocast():
-        right, seen = hits(net, tests, setting.place, setting.ranks)
+        right, seen = hits(net, tests, setting.place, setting.ranks, setting.whole)
     if not seen:
         raise MBSError("retrain: there were no test images; give a data set, or batches that can be read every epoch")
     return right / seen

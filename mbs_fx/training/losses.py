@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
+from mbs_fx.rewriting.repeated import plan_in
 from mbs_fx.runtime.ranks import Ranks
+from mbs_fx.shapes.graph_inputs import noted_inputs
 from mbs_fx.training.recipe import Recipe
 
 
@@ -32,8 +35,17 @@ def loss_of(recipe: Recipe, logits: Tensor, labels: Tensor, taught: Tensor | Non
     return labelled.lerp(imitated, recipe.distill)
 
 
-def opened(batch: Any, where: str) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, the labels int64."""
+def takes_whole_numbers(model: nn.Module) -> bool:
+    """Whether a network was traced or reduced with images of whole numbers, as one is that normalises them itself."""
+    made = plan_in(model)
+    if made is not None or not isinstance(model, GraphModule):
+        return made is not None and bool(made.input_types)
+    noted = noted_inputs([node for node in model.graph.nodes if node.op == "placeholder" and not node.args])
+    return noted is not None and bool(noted.types)
+
+
+def opened(batch: Any, where: str, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, the labels int64; ``whole``: images may be whole numbers."""
     if not isinstance(batch, list | tuple):
         raise MBSError(f"{where}: a batch is a {type(batch).__name__}; give (images, labels)")
     parts: Any = batch
@@ -41,7 +53,7 @@ def opened(batch: Any, where: str) -> tuple[Tensor, Tensor]:
         types = ", ".join(type(part).__name__ for part in parts)
         raise MBSError(f"{where}: a batch holds {types}; give (images, labels), two tensors")
     images, labels = parts
-    if not images.is_floating_point():
+    if not images.is_floating_point() and not whole:
         raise MBSError(f"{where}: images are {images.dtype}; give floating-point images, normalised")
     if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise MBSError(
@@ -79,6 +91,7 @@ def hits(
     test: Iterable[Any],
     place: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ranks: Ranks,
+    whole: bool = False,
 ) -> tuple[int, int]:
     """Right answers and images, over all processes; batch k is read by rank k mod world."""
 
@@ -86,7 +99,7 @@ def hits(
         right = seen = 0
         for number, batch in islice(enumerate(test), ranks.rank, None, ranks.world):
             where = f"test batch {number}"
-            images, labels = place(*opened(batch, where))
+            images, labels = place(*opened(batch, where, whole))
             logits = net(images)
             check_answer(logits, len(labels), where)
             check_labels(labels, logits.shape[1], where)

@@ -30,6 +30,7 @@ from mbs_fx.training import checkpoint as checkpoints
 from mbs_fx.training.batches import testing_batches, training_batches
 from mbs_fx.training.checkpoint import Run
 from mbs_fx.training.epoch import Setting, one_epoch
+from mbs_fx.training.losses import takes_whole_numbers
 from mbs_fx.training.recipe import Recipe, optimizer_of, schedule_of
 from mbs_fx.training.result import Training, append, append_line, epoch_line
 
@@ -153,4 +154,6 @@ def _setting(
         teacher = deepcopy(teacher).to(device).eval().requires_grad_(False)
         if recipe.channels_last:
             teacher.to(memory_format=torch.channels_last)
-    return Setting(recipe, device, dtype, ranks, forward, teacher, show if ranks.rank == 0 else False)
+    return Setting(
+        recipe, device, dtype, ranks, forward, teacher, show if ranks.rank == 0 else False, takes_whole_numbers(model)
+    )
