@@ -54,7 +54,20 @@ def chain_analysis(gm: fx.GraphModule, shape: tuple[int, ...], kind: str = "relu
             convs += [_conv(gm, conv, {node.name: None}) for conv in waiting]
             waiting = []
     blocks = (Macroblock(0, (8, 8), tuple(c.name for c in convs)),)
-    return Analysis((shape,), shape[2:], {}, tuple(convs), activations, blocks, (), (), {}, {}, fingerprint="hand")
+    return Analysis(
+        (shape,),
+        shape[2:],
+        {},
+        tuple(convs),
+        activations,
+        blocks,
+        (),
+        (),
+        {},
+        {},
+        fingerprint="hand",
+        image_axes=(2, 3),
+    )
 
 
 def is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
