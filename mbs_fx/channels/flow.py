@@ -40,6 +40,7 @@ class Flow:
     additions: dict[str, Factor] = field(default_factory=dict[str, Factor])
     counting: dict[str, Any] = field(default_factory=dict[str, Any])
     refused: list[str] = field(default_factory=list[str])
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
         self.modules = {path: m for path, m in self.gm.named_modules(remove_duplicate=False) if path}
@@ -89,6 +90,7 @@ class Flow:
             self.concatenations[node.name] = list(result.joined)
         if result.refused:
             self.freeze(node, result.refused)
+            self.reasons[node.name] = f"{where(node)}: {result.refused}"
 
     def _record_layer(self, path: str, layer: Layer) -> None:
         """Record a module once; where it is applied again its labels are tied to those of the first time."""

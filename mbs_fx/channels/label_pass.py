@@ -159,7 +159,7 @@ def _holders(flow: Flow) -> Iterator[tuple[str, torch.Tensor, Axes]]:
     for path, layer in flow.layers.items():
         module = flow.modules[path]
         for name, axes in layer.tensors.items():
-            yield f"{path}.{name}", module._parameters.get(name, module._buffers.get(name)), axes  # type: ignore[misc]
+            yield f"{path}.{name}", attribute(module, name), axes
     for target, axes in flow.parameters.items():
         yield target, attribute(flow.gm, target), axes
     for path in dict.fromkeys(str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module"):

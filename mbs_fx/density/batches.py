@@ -191,7 +191,7 @@ def _first_convolution(gm: fx.GraphModule) -> tuple[str, int, int | None]:
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return read, len(module.kernel_size), module.in_channels if read else None
         operation = of_target(node)
-        if operation in v.CONV and operation is not None:
+        if operation is not None and operation in v.CONV:
             return read, operation.dims or 2, None
     return "", 2, None
 

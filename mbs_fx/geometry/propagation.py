@@ -24,7 +24,8 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, merged, tracked
+from mbs_fx.errors import MBSError
+from mbs_fx.geometry.axes import Atom, Axis, Track, bare, changed, channels, has_axis, merged, tracked
 from mbs_fx.geometry.call import GeometryCall, MapResult, fitted
 from mbs_fx.geometry.images import Image, Starts, find_image
 from mbs_fx.geometry.rules.windows import WINDOWS

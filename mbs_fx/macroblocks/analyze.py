@@ -265,11 +265,12 @@ def _macroblock(place: Place, number: int, convs: tuple[Conv, ...], segments: li
 
 def _kept(flow: Flow, choices: Choices, convs: tuple[Conv, ...]) -> dict[str, str]:
     """Layers that keep their width, each with the reason."""
-    kept = {c.target: choices.reason(flow.mixers[c.name].out) for c in convs if not c.out.terms}
+    reasons = flow.reasons
+    kept = {c.target: reasons.get(c.name) or choices.reason(flow.mixers[c.name].out) for c in convs if not c.out.terms}
     names = {c.name for c in convs}
     for name, held in flow.mixers.items():
         if name not in names and held.path and not choices.width(held.out).terms:
-            reason = choices.reason(held.out)
+            reason = reasons.get(name) or choices.reason(held.out)
             linear = isinstance(flow.modules.get(held.path), nn.Linear)
             own = "a linear layer, not a convolution" if linear else "does not depend on the input image"
             kept[held.path] = reason if "no convolution" not in reason else own

@@ -71,8 +71,11 @@ class Resizer:
             for name, tensor in held.items():
                 if tensor is not None:
                     held[name] = self.tensor(tensor, axes.get(name) or (None,) * tensor.dim())
-        inside = {tensor for child in module.children() for tensor in (*child.parameters(), *child.buffers())}
-        known_inside: dict[int, Any] = {id(t): self.tensor(t, (None,) * t.dim()) for t in inside}
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        inside = {name: tensor for name, tensor in tensors if "." in name}
+        known_inside: dict[int, Any] = {
+            id(tensor): self.tensor(tensor, axes.get(name) or (None,) * tensor.dim()) for name, tensor in inside.items()
+        }
         for name, child in new._modules.items():
             new._modules[name] = copy.deepcopy(child, known_inside)
         if layer is not None:
@@ -94,7 +97,7 @@ class Resizer:
 
 def start_fresh(module: nn.Module) -> None:
     """Initialise a layer as at the start of training."""
-    if isinstance(module, ConvNd) and isinstance(module.weight, nn.Parameter):
+    if isinstance(module, ConvNd) and "weight" in module._parameters:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -9,6 +9,7 @@ Semantics
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.channels.labels import Factor, shrinking_axis
 from mbs_fx.channels.records import Count, IfSingleChannel, Positions
@@ -164,7 +166,7 @@ def _scores(facts: Facts, criterion: Criterion) -> NDArray[np.float64]:
         return score
     seen: set[str] = set()
     for name, flow in facts.flow.mixers.items():
-        if flow.path in seen or name not in facts.analysis.by_name:
+        if flow.path in seen or name not in facts.analysis.by_name or not flow.out.any():
             continue
         seen.add(flow.path)
         values = _layer_scores(facts, flow.path, criterion)
@@ -186,7 +188,7 @@ def _check_scores(path: str, values: NDArray[np.float64], channels: int) -> None
 
 def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.float64] | None:
     module = facts.flow.modules.get(path)
-    weight: Any = getattr(module, "weight", None) if module is not None else None
+    weight: Any = None if module is None else weight_of(module)
     if not isinstance(weight, Tensor) or weight.is_meta or criterion == "scale":
         return None
     if isinstance(module, ConvTransposeNd):
@@ -200,9 +202,17 @@ def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.f
     return np.sqrt(np.square(rows, dtype=np.float64).sum(1))
 
 
+def weight_of(module: nn.Module) -> Any:
+    """The weight of a layer, computed on a copy where it is parametrized: reading it may change the layer."""
+    if not is_parametrized(module, "weight"):
+        return getattr(module, "weight", None)
+    with torch.no_grad():
+        return copy.deepcopy(module).eval().weight
+
+
 def _add_scales(facts: Facts, score: NDArray[np.float64]) -> None:
     """Magnitudes of the normalisation scales of every choice."""
     for path, layer in facts.flow.layers.items():
-        weight = getattr(facts.flow.modules[path], "weight", None)
+        weight = weight_of(facts.flow.modules[path])
         if isinstance(weight, Tensor) and weight.dim() == 1 and len(layer.out) == len(weight):
             np.add.at(score, facts.choices.choice[layer.out], weight.detach().abs().double().cpu().numpy())

@@ -13,7 +13,7 @@ import numpy as np
 from torch.fx import Node
 
 from mbs_fx.channels.call import ChannelCall
-from mbs_fx.channels.labels import Factor, Labels, along, elementwise, factor_on, varying, vector, without
+from mbs_fx.channels.labels import FROZEN, Factor, Labels, along, elementwise, factor_on, varying, vector, without
 from mbs_fx.channels.records import ConvFlow, Count, LabelResult
 from mbs_fx.errors import MBSError
 from mbs_fx.operations import vocabulary as v
@@ -31,15 +31,28 @@ def balance_groups(call: ChannelCall, out: Factor, inp: Factor, groups: int) -> 
     call.ties.balance(inp, groups)
 
 
-def along_channels(call: ChannelCall) -> LabelResult | None:
-    """A convolution that slides along the channels (efficient channel attention): labels pass, with a note."""
+def kept(call: ChannelCall, why: str, mixer: ConvFlow) -> LabelResult:
+    """A layer that keeps the widths on both of its sides; it is a layer of the network all the same."""
+    return LabelResult(FROZEN, mixer=mixer, refused=why)
+
+
+def along_channels(call: ChannelCall, kernel: Sequence[int], groups: int, path: str) -> LabelResult | None:
+    """A convolution that slides along the channels (efficient channel attention): labels pass, with a note.
+
+    One of a single pixel mixes nothing along such an axis.
+    """
     labels, before, after = call.input, call.input_shape, call.shape
     sliding = [f for f in labels if any(a >= 2 for a in varying(f))]
-    if not sliding:
+    if not sliding or (max(kernel) == 1 and before[2:] == after[2:]):
         return None
     if before == after and before[1] == 1 and all(len(varying(f)) == 1 for f in sliding):
         return LabelResult(labels, notes=("slides along the channels, which become others' neighbours",))
-    return call.freeze("convolves along an axis that carries channels")
+    inp = vector(labels, 1, before[1], call.ties)
+    return kept(
+        call,
+        "convolves along an axis that carries channels",
+        ConvFlow(np.zeros(after[1], np.int64), inp, groups, path),
+    )
 
 
 def require_batch(call: ChannelCall, dims: int) -> None:
@@ -57,10 +70,11 @@ def convolution_function(call: ChannelCall) -> LabelResult:
     """``conv(x, weight, bias, ...)`` and ``conv_transpose``, whose weights may be computed."""
     weight = call.argument("weight")
     require_batch(call, len(call.shape_of(weight)) - 2)
-    passed = along_channels(call)
+    groups, transposed = int(call.value("groups", 1)), call.operation in v.CONV_TRANSPOSE
+    path = str(weight.target) if weight.op == "get_attr" else ""
+    passed = along_channels(call, call.shape_of(weight)[2:], groups, path)
     if passed is not None:
         return passed
-    groups, transposed = int(call.value("groups", 1)), call.operation in v.CONV_TRANSPOSE
     labels, in_width, out_width = call.of(weight), call.input_shape[1], call.shape[1]
     inp = vector(call.input, 1, in_width, call.ties)
     reason = f"{call.where}: its weight cannot be reduced"
@@ -85,7 +99,7 @@ def convolution_function(call: ChannelCall) -> LabelResult:
         (*without(call.input, 1), *along(out, 1, len(call.shape))),
         edits=(call.edit("groups", Count(inp)),) if depthwise else (),
         notes=_computed(weight),
-        mixer=ConvFlow(out, inp, groups, str(weight.target) if weight.op == "get_attr" else ""),
+        mixer=ConvFlow(out, inp, groups, path),
     )
 
 

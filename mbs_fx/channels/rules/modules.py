@@ -7,14 +7,17 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
 from mbs_fx.channels.records import ConvFlow, Count, LabelResult, Layer
 from mbs_fx.channels.rules import contractions as mixing
 from mbs_fx.channels.rules import normalisation as statistics
+from mbs_fx.channels.rules.computed_weights import Axes, tensors_behind, why_kept
 from mbs_fx.channels.rules.elementwise import tie_axis_parameters
 from mbs_fx.operations import vocabulary as v
 from mbs_fx.operations.register import channels
@@ -28,13 +31,6 @@ def _own_tensors(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in held}
 
 
-def _foreign(module: nn.Module) -> bool:
-    """Whether a layer's numbers are not where its class keeps them: parametrised, or inside children."""
-    inside = any(True for child in module.children() for _ in child.parameters())
-    weight: Any = getattr(module, "weight", None)
-    return inside or (weight is not None and "weight" not in module._parameters)
-
-
 @channels(*v.CONVOLUTIONS)
 def convolution_rule(call: ChannelCall) -> LabelResult:
     """Any convolution: regular, grouped, depthwise, transposed; subclasses included."""
@@ -42,13 +38,14 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
     if module is None:
         return mixing.convolution_function(call)
     mixing.require_batch(call, len(module.kernel_size))
-    passed = mixing.along_channels(call)
+    passed = mixing.along_channels(call, module.kernel_size, module.groups, call.path)
     if passed is not None:
         return passed
-    if _foreign(module):
-        return call.freeze("its weight is computed from parameters elsewhere")
     inp = vector(call.input, 1, module.in_channels, call.ties)
     groups, out_width = int(module.groups), int(module.out_channels)
+    why = why_kept(module)
+    if why:
+        return mixing.kept(call, why, ConvFlow(np.zeros(out_width, np.int64), inp, groups, call.path))
     depthwise = 1 < groups == module.in_channels
     if depthwise:
         out = mixing.depthwise_output(inp, out_width)
@@ -60,10 +57,13 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
     attributes: dict[str, Any] = {"in_channels": Count(inp), "out_channels": Count(out)}
     if depthwise:
         attributes["groups"] = Count(inp)
+    tensors, notes = _conv_tensors(module, inp, out)
+    if _computes_weight(module):
+        notes = (*notes, "computes its weight from all of its inputs")
     return LabelResult(
         (*without(call.input, 1), *along(out, 1, len(call.shape))),
-        notes=("computes its weight from all of its inputs",) if _computes_weight(module) else (),
-        layer=Layer(attributes, _conv_tensors(module, inp, out), out),
+        notes=notes,
+        layer=Layer(attributes, tensors, out),
         mixer=ConvFlow(out, inp, groups, call.path),
     )
 
@@ -73,7 +73,7 @@ def _computes_weight(module: Any) -> bool:
 
     Then twice the weight does not give twice the output.  Without numbers nothing is known, and it counts as such.
     """
-    if type(module).forward.__module__.startswith("torch."):
+    if type(module).forward.__module__.startswith("torch.") or is_parametrized(module):
         return False
     weight: Tensor = module.weight
     if weight.is_meta:
@@ -95,25 +95,25 @@ def _scaled_twin(module: nn.Module, factor: int) -> nn.Module:
     return twin
 
 
-def _conv_tensors(module: Any, inp: Factor, out: Factor) -> dict[str, tuple[Factor | None, ...]]:
-    """Axes of a convolution's tensors; each group sees one part of the inputs (transposed: of the outputs).
+def _conv_tensors(module: Any, inp: Factor, out: Factor) -> tuple[dict[str, Axes], tuple[str, ...]]:
+    """Axes of a convolution's tensors, and notes; each group sees one part of the inputs (transposed: of the outputs).
 
     Such an axis is labelled (groups, positions in a group): all groups keep equally many.
     """
-    shapes = _own_tensors(module)
-    kernel = (None,) * (len(shapes["weight"]) - 2)
+    kernel = (None,) * len(module.kernel_size)
     depthwise = 1 < module.groups == module.in_channels
     first, other = (inp, out) if isinstance(module, ConvTransposeNd) else (out, inp)
     weight = (first, None if depthwise else other.reshape(module.groups, -1), *kernel)
-    tensors: dict[str, tuple[Factor | None, ...]] = {}
-    for name, shape in shapes.items():
-        if shape == shapes["weight"]:
+    tensors, notes = tensors_behind(module, {"weight": weight, "bias": (out,)})
+    size = (len(first), 1 if depthwise else len(other) // module.groups, *module.kernel_size)
+    for name, shape in _own_tensors(module).items():
+        if shape == size:
             tensors[name] = weight
         elif shape and shape[0] == len(out) and all(s == 1 for s in shape[1:]):
             tensors[name] = (out, *(None for _ in shape[1:]))
         else:
             tensors[name] = (None,) * len(shape)
-    return tensors
+    return tensors, notes
 
 
 @channels(v.LINEAR)
@@ -122,17 +122,19 @@ def linear_rule(call: ChannelCall) -> LabelResult:
     module: Any = call.module
     if module is None:
         return mixing.linear_function(call)
-    if _foreign(module):
-        return call.freeze("its weight is computed from parameters elsewhere")
     rank, labels = len(call.shape), call.input
     inp = vector(labels, rank - 1, module.in_features, call.ties)
+    why = why_kept(module)
+    if why:
+        return mixing.kept(call, why, ConvFlow(np.zeros(module.out_features, np.int64), inp, 1, call.path))
     known = call.layers.get(call.path)
     out = known.out if known else call.ties.new(int(module.out_features))
-    tensors: dict[str, tuple[Factor | None, ...]] = {"weight": (out, inp)}
-    if module.bias is not None:
-        tensors["bias"] = (out,)
+    own: dict[str, Axes] = {"weight": (out, inp), "bias": (out,)}
+    behind, notes = tensors_behind(module, own)
+    tensors = {name: own[name] for name in _own_tensors(module) if name in own} | behind
     return LabelResult(
         (*without(labels, rank - 1), *along(out, rank - 1, rank)),
+        notes=notes,
         layer=Layer({"in_features": Count(inp), "out_features": Count(out)}, tensors, out),
         mixer=ConvFlow(out, inp, 1, call.path),
     )

@@ -1,0 +1,190 @@
+"""Convolutions whose weight is computed: always counted, cut where that can be done, kept with a reason elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from proof import difference, widths_hold
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+import mbs_fx
+
+SHAPE = (2, 3, 8, 8)
+# Pixels times kernel times channels of body, four convolutions: 64 (27 * 8 + 72 * 12 + 12 * 9 + 12 * 8 * 4) + fc.
+FLOPS = 64 * (27 * 8 + 9 * 8 * 12 + 9 * 12 + 12 * 6 * 4)
+
+
+class Halved(nn.Module):
+    """Works on single elements, and keeps zeros."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+class Positive(nn.Module):
+    """Works on single elements, and makes one of zero."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.exp()
+
+
+class Centred(nn.Module):
+    """Looks at all inputs of a filter."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean((1, 2, 3), keepdim=True)
+
+
+class Net(nn.Module):
+    """Plain, regular, depthwise and transposed convolutions, and a linear layer."""
+
+    def __init__(self, change: Callable[[nn.Module], object]) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.deep, self.up = nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.ConvTranspose2d(12, 6, 2, stride=2)
+        self.fc = nn.Linear(6, 4)
+        for layer in (self.body, self.deep, self.up):
+            change(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.body(F.relu(self.stem(x))))
+        return self.fc(F.relu(self.up(F.relu(self.deep(x)))).mean((2, 3)))
+
+
+def own(kind: type[nn.Module]) -> Callable[[nn.Module], object]:
+    return lambda layer: parametrize.register_parametrization(layer, "weight", kind())
+
+
+FOLLOWED = {
+    "weight norm": parametrizations.weight_norm,
+    "weight norm, other axis": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "spectral norm": parametrizations.spectral_norm,
+    "halved": own(Halved),
+    "positive": own(Positive),
+}
+KEPT = {
+    "orthogonal": (parametrizations.orthogonal, "_Orthogonal"),
+    "centred": (own(Centred), "Centred"),
+}
+
+
+def prepared(change: Callable[[nn.Module], object]) -> tuple[Net, Any, Any]:
+    torch.manual_seed(0)
+    net = Net(change).eval()
+    gm = mbs_fx.trace(net, SHAPE)
+    analysis = mbs_fx.analyze(gm)
+    plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+    return net, gm, plan
+
+
+@pytest.mark.parametrize("name", [*FOLLOWED, *KEPT])
+def test_no_convolution_is_missing(name: str) -> None:
+    change = FOLLOWED[name] if name in FOLLOWED else KEPT[name][0]
+    _, gm, plan = prepared(change)
+    assert plan.flops[0] == FLOPS
+    assert list(plan.widths) == ["stem", "body", "deep", "up"]
+    assert plan.params[0] == sum(p.numel() for p in gm.parameters())
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_what_can_be_cut_is(name: str) -> None:
+    net, gm, plan = prepared(FOLLOWED[name])
+    assert plan.widths == {"stem": 4, "body": 6, "deep": 6, "up": 3}
+    small = mbs_fx.rewrite(gm, plan)
+    assert widths_hold(small, plan) == ""
+    assert sum(p.numel() for p in small.parameters()) == plan.params[1]
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert torch.equal(mbs_fx.rewrite(gm, mbs_fx.plan(mbs_fx.analyze(gm), betas={}))(x), gm(x))
+        assert difference(mbs_fx.rewrite(net, small.meta["mbs"])(x), small(x)) < 1e-6
+    small.train()
+    small(x).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+@pytest.mark.parametrize("name", ["weight norm", "halved"])
+def test_what_is_cut_is_the_original_with_zeros(name: str) -> None:
+    """Zeros in g, or in all of the original, for the filters, and in v for what they read."""
+    net, gm, plan = prepared(FOLLOWED[name])
+    small = mbs_fx.rewrite(gm, plan)
+    kept = small.meta["mbs"].channels
+    gone = {path: [c for c in range(plan.before[path]) if c not in kept[path]] for path in kept if path in plan.before}
+    with torch.no_grad():
+        for layer, inputs, outputs in ((net.body, "stem", "body"), (net.deep, None, "body"), (net.up, "body", "up")):
+            held: Any = layer.parametrizations.weight
+            out_axis = 1 if layer is net.up else 0
+            if name == "halved":
+                held.original.index_fill_(out_axis, torch.tensor(gone[outputs]), 0)
+            elif layer is not net.up:
+                held.original0[gone[outputs]] = 0  # g of a filter
+            else:
+                held.original1[:, gone[outputs]] = 0  # the norm of a transposed weight runs over its outputs
+            if inputs is not None and layer is not net.up:
+                (held.original if name == "halved" else held.original1)[:, gone[inputs]] = 0
+            layer.bias[gone[outputs]] = 0
+        net.fc.weight[:, gone["up"]] = 0
+        x = torch.randn(SHAPE)
+        assert difference(net(x), small(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_cannot_be_cut_keeps_its_width_and_says_why(name: str) -> None:
+    change, kind = KEPT[name]
+    net, gm, plan = prepared(change)
+    assert plan.widths == plan.before
+    assert kind in plan.kept["body"]
+    assert kind in plan.kept["up"]
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert torch.equal(mbs_fx.rewrite(gm, plan)(x), net(x))
+
+
+def old_spectral_norm(layer: nn.Module) -> None:
+    nn.utils.spectral_norm(layer)
+
+
+@pytest.mark.parametrize("change", [parametrizations.spectral_norm, old_spectral_norm])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_analysis_takes_no_power_step(change: Callable[[nn.Module], object], training: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3)).train(training)
+    change(net[2])
+    gm = torch.fx.symbolic_trace(net)
+    before = {name: tensor.clone() for name, tensor in gm.state_dict().items()}
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    assert [conv.flops for conv in analysis.convs] == [27 * 8 * 36, 72 * 6 * 16]
+    same = mbs_fx.rewrite(gm, mbs_fx.plan(analysis, betas={}))
+    mbs_fx.rewrite(gm, mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks}))
+    assert all(torch.equal(before[name], tensor) for name, tensor in gm.state_dict().items())
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert torch.equal(same(x), gm(x))
+
+
+class Pointwise(nn.Module):
+    """A convolution of single positions over a sequence of channels: an axis with channels that it does not mix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.states = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 10, 3, padding=1)
+        self.mix, self.head = nn.Conv1d(8, 12, 1), nn.Conv1d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.stem(x).flatten(2) @ self.states(x).flatten(2).transpose(1, 2)
+        return self.head(F.relu(self.mix(states))).mean(2)
+
+
+def test_a_convolution_of_one_position_may_run_along_channels() -> None:
+    torch.manual_seed(0)
+    gm = mbs_fx.trace(Pointwise().eval(), SHAPE)
+    analysis = mbs_fx.analyze(gm)
+    assert [conv.target for conv in analysis.convs] == ["stem", "states", "mix", "head"]
+    assert analysis.by_name["mix"].flops == 8 * 12 * 10
+    plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+    assert plan.widths == {"stem": 4, "states": 5, "mix": 6, "head": 4}
+    assert mbs_fx.rewrite(gm, plan)(torch.randn(SHAPE)).shape == (2, 4)
