@@ -98,7 +98,7 @@ class FakeInterpreter(Interpreter):
         return result
 
     def _on_metas(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "device" in kwargs or call is getattr or not holds_tensor((args, kwargs)):
+        if "device" in kwargs or call is getattr or not contains_tensor((args, kwargs)):
             return self._on_fakes(call, args, kwargs)
         try:
             if type(call) in _BATCH_NORM_DIMS and _keeps_layout(call, args[0]):
@@ -179,7 +179,7 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 def _mapped_fields(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """A copy of a dataclass object, made without its ``__init__``, which may check what it is given."""
     held = fields_of(value)
-    if not holds_tensor(held):
+    if not contains_tensor(held):
         return value
     clone = copy(value)
     for name, item in held.items():
@@ -224,13 +224,13 @@ def fields_of(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)}
 
 
-def holds_tensor(value: Any) -> bool:
+def contains_tensor(value: Any) -> bool:
     """Whether a value is a tensor or holds one, in containers and dataclass objects."""
     if isinstance(value, tuple | list):
-        return any(map(holds_tensor, value))
+        return any(map(contains_tensor, value))
     if is_dataclass(value) and not isinstance(value, type | dict | nn.Module):
-        return holds_tensor(fields_of(value))
-    return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(holds_tensor, value.values())))
+        return contains_tensor(fields_of(value))
+    return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(contains_tensor, value.values())))
 
 
 def _hashed(value: Any) -> Hashable | None:

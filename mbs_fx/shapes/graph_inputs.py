@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 
 from mbs_fx.errors import MBSError
 from mbs_fx.runtime.torch_private import extract_tensor_metadata
-from mbs_fx.shapes.fake_interpreter import holds_tensor, mapped
+from mbs_fx.shapes.fake_interpreter import contains_tensor, mapped
 from mbs_fx.shapes.shapes import types_of
 
 ExampleLike = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]] | Mapping[str, Any] | None
@@ -50,7 +50,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
     """Leave the shapes of ``values`` on the inputs of a graph; constants at the end become defaults."""
     inputs = list(zip(_placeholders(gm), values, strict=True))
     for node, value in inputs:
-        if holds_tensor(value):
+        if contains_tensor(value):
             node.meta["tensor_meta"] = mapped(value, extract_tensor_metadata)
     for node, value in reversed(inputs):
         if node.users or not (value is None or isinstance(value, bool | int | float | str)):

@@ -26,7 +26,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.operations.call import TensorShape
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.torch_private import FAKE_TENSOR_LOG
-from mbs_fx.shapes.fake_interpreter import FakeInterpreter, fields_of, holds_tensor, mapped
+from mbs_fx.shapes.fake_interpreter import FakeInterpreter, contains_tensor, fields_of, mapped
 
 
 def typed(shapes: Sequence[Sequence[int]], types: Sequence[str]) -> list[Tensor | Sequence[int]]:
@@ -150,7 +150,7 @@ class _ShapeInterpreter(FakeInterpreter):
 
 def shapes_of(value: Any) -> Any:
     """A value with every tensor in it replaced by its shape, and dataclass objects around tensors by dicts."""
-    if not holds_tensor(value):
+    if not contains_tensor(value):
         return value
     if type(value) in (tuple, list):
         return type(value)(map(shapes_of, value))
