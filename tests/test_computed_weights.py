@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from proof import difference, widths_hold
+from proof import difference, widths_hold, zeroed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -188,3 +188,30 @@ def test_a_convolution_of_one_position_may_run_along_channels() -> None:
     plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
     assert plan.widths == {"stem": 4, "states": 5, "mix": 6, "head": 4}
     assert mbs_fx.rewrite(gm, plan)(torch.randn(SHAPE)).shape == (2, 4)
+
+
+class Generator(nn.Module):
+    """A linear layer makes a map, which transposed convolutions enlarge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.a = nn.Linear(10, 16 * 4 * 4), nn.ConvTranspose2d(16, 12, 4, 2, 1)
+        self.b, self.c = nn.ConvTranspose2d(12, 8, 4, 2, 1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.c(F.relu(self.b(F.relu(self.a(self.fc(z).view(-1, 16, 4, 4))))))
+
+
+def test_a_map_made_by_a_linear_layer_is_convolved_as_every_other() -> None:
+    torch.manual_seed(0)
+    gm = mbs_fx.trace(Generator().eval(), (2, 10))
+    analysis = mbs_fx.analyze(gm)
+    # A transposed convolution multiplies at every pixel that enters.
+    assert [c.flops for c in analysis.convs] == [16 * 16 * 16 * 12, 64 * 16 * 12 * 8, 256 * 9 * 8 * 3]
+    plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+    assert plan.widths == {"a": 6, "b": 4, "c": 3}
+    assert "linear" in plan.kept["fc"]
+    small = mbs_fx.rewrite(gm, plan)
+    z = torch.randn(2, 10)
+    with torch.no_grad():
+        assert difference(zeroed(gm, small.meta["mbs"])(z), small(z)) < 1e-5

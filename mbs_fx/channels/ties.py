@@ -6,6 +6,8 @@ Semantics
 - A *balance* is weaker: equally many channels must stay in each of several equal parts (the groups of a grouped
   convolution, the chunks of a split).  Tying position i of every part satisfies it, so balances are offered as
   ties of a second kind; where they would tie nearly everything, counting still works and indices do not.
+- The groups of a group normalisation are *statistics*: balanced as well, and never a reason to stop following.  A layer
+  that several of them divide differently keeps every n-th channel, where n divides all group sizes.
 - A *frozen* class loses nothing, for a reason that is kept for the report.
 """
 
@@ -24,6 +26,7 @@ class Ties:
         self.count = 1
         self._ties: list[tuple[Array, Array]] = []
         self.balances: list[tuple[Array, int]] = []
+        self.statistics: list[tuple[Array, int]] = []
         self._frozen: list[tuple[Array, str]] = []
 
     def new(self, size: int) -> Array:
@@ -48,6 +51,11 @@ class Ties:
         if parts > 1 and vector.any():
             self.balances.append((vector, parts))
 
+    def balance_statistics(self, vector: Array, parts: int) -> None:
+        """The same for the groups of a normalisation."""
+        if parts > 1 and vector.any():
+            self.statistics.append((vector, parts))
+
     def freeze(self, labels: Array, reason: str) -> None:
         """None of these labels can be removed."""
         labels = labels[labels != 0].reshape(-1)
@@ -56,15 +64,19 @@ class Ties:
 
     def records(self) -> int:
         """How much has been recorded so far."""
-        return len(self._ties) + len(self.balances) + len(self._frozen)
+        return len(self._ties) + len(self.balances) + len(self.statistics) + len(self._frozen)
 
-    def resolve(self) -> tuple[Array, Array, Array]:
-        """(class of each label under ties, the same under ties and balances, lcm of the parts balanced there)."""
+    def resolve(self, statistics: bool = True) -> tuple[Array, Array, Array]:
+        """(class of each label under ties, the same under ties and balances, lcm of the parts balanced there).
+
+        Without ``statistics`` the groups of normalisations are left out.
+        """
+        balances = [*self.balances, *(self.statistics if statistics else ())]
         hard = components(self.count, self._ties)
-        pairs = [_pairs(hard[vector].reshape(parts, -1)) for vector, parts in self.balances]
+        pairs = [_pairs(hard[vector].reshape(parts, -1)) for vector, parts in balances]
         soft = components(self.count, pairs)[hard]
         steps = np.ones(self.count, np.int64)
-        for vector, parts in self.balances:
+        for vector, parts in balances:
             roots = np.unique(soft[vector])
             steps[roots] = np.lcm(steps[roots], parts)
         return hard, soft, steps[soft]

@@ -6,6 +6,7 @@ Semantics
   and balances.
 - Where they tie more positions of a layer together than divisibility asks for (a shuffle unit ends up tied into
   one piece), the layer is *opaque*: only counts are planned there, and a choice is a class under ties alone.
+- The groups of a group normalisation alone make no layer opaque.
 - A cell collects the choices that appear equally often in every axis that matters.
 """
 
@@ -77,13 +78,14 @@ def choose(flow: Flow, convs: Iterable[str], forced: Callable[[str], bool] | Non
 
     ``convs`` names the nodes whose outputs are planned (a depthwise one's follow); ``forced`` the opaque ones.
     """
-    hard, soft, steps = flow.ties.resolve()
+    hard, soft, _ = flow.ties.resolve()
     reasons = flow.ties.frozen(hard)
     outs = {name: m.out for name in convs if not (m := flow.mixers[name]).depthwise}
-    opaque = _opaque(outs, hard, soft, steps, forced)
+    opaque = _opaque(outs, soft, flow.ties.resolve(statistics=False), forced)
     choice = np.where(opaque, hard, soft)
     for root, reason in list(reasons.items()):
         reasons.setdefault(int(choice[root]), reason)
+    _one_piece(flow, outs, hard, soft, opaque, reasons)
     planned = np.zeros(len(hard), bool)
     for out in outs.values():
         planned[choice[out]] = True
@@ -93,27 +95,52 @@ def choose(flow: Flow, convs: Iterable[str], forced: Callable[[str], bool] | Non
     opaque_cells = frozenset(int(c) for c in np.unique(cell[opaque]) if c >= 0)
     parts: dict[tuple[int, ...], int] = {}
     if opaque_cells:
-        for vector, count in flow.ties.balances:
+        for vector, count in (*flow.ties.balances, *flow.ties.statistics):
             inside = tuple(int(c) for c in np.unique(cell[vector]))
             if opaque_cells.issuperset(inside):
                 parts[inside] = lcm(parts.get(inside, 1), count)
     return Choices(hard, choice, cell, opaque, cells, reasons, opaque_cells, parts)
 
 
+def _one_piece(
+    flow: Flow,
+    outs: dict[str, Factor],
+    hard: Array,
+    soft: Array,
+    opaque: NDArray[np.bool_],
+    reasons: dict[int, str],
+) -> None:
+    """Say of layers that normalisations tie into one piece why they keep their width."""
+    if not flow.ties.statistics:
+        return
+    for out in outs.values():
+        roots = np.unique(soft[out])
+        if len(roots) == 1 and len(np.unique(hard[out])) > 1 and not opaque[out].any():
+            why = "group normalisations divide these channels in ways that only the whole of them fits"
+            reasons.setdefault(int(roots[0]), why)
+
+
 def _opaque(
-    outs: dict[str, Factor], hard: Array, soft: Array, steps: Array, forced: Callable[[str], bool] | None
+    outs: dict[str, Factor],
+    soft: Array,
+    strict: tuple[Array, Array, Array],
+    forced: Callable[[str], bool] | None,
 ) -> NDArray[np.bool_]:
-    """Labels whose balances tie more of a layer together than divisibility asks for."""
+    """Labels whose balances tie more of a layer together than divisibility asks for.
+
+    ``soft`` are classes under all balances, ``strict`` those that count: without the groups of normalisations.
+    """
+    hard, classes, steps = strict
     collapsed = np.zeros(len(hard), bool)
     for name, out in outs.items():
         if forced is not None and forced(name):
             collapsed[soft[out]] = True
-    moved = soft != hard
+    moved = classes != hard
     for out in outs.values():
         if moved[out].any():
-            roots, counts = np.unique(soft[out], return_counts=True)
+            roots, counts = np.unique(classes[out], return_counts=True)
             most = np.unique(hard[out], return_counts=True)[1].max()
-            collapsed[roots[counts > steps[roots] * most]] = True
+            collapsed[soft[out[np.isin(classes[out], roots[counts > steps[roots] * most])]]] = True
     while collapsed.any():
         before = collapsed.sum()
         for out in outs.values():

@@ -39,11 +39,12 @@ def kept(call: ChannelCall, why: str, mixer: ConvFlow) -> LabelResult:
 def along_channels(call: ChannelCall, kernel: Sequence[int], groups: int, path: str) -> LabelResult | None:
     """A convolution that slides along the channels (efficient channel attention): labels pass, with a note.
 
-    One of a single pixel mixes nothing along such an axis.
+    One of a single pixel mixes nothing along such an axis.  A map that a linear layer made, viewed as (channels,
+    height, width), has its channels along all three: they go as whole channels.
     """
     labels, before, after = call.input, call.input_shape, call.shape
     sliding = [f for f in labels if any(a >= 2 for a in varying(f))]
-    if not sliding or (max(kernel) == 1 and before[2:] == after[2:]):
+    if (max(kernel) == 1 and before[2:] == after[2:]) or all(f.shape[1] > 1 for f in sliding):
         return None
     if before == after and before[1] == 1 and all(len(varying(f)) == 1 for f in sliding):
         return LabelResult(labels, notes=("slides along the channels, which become others' neighbours",))

@@ -57,7 +57,7 @@ def group_statistics(call: ChannelCall, labels: Labels, groups: int) -> tuple[st
     size = call.shape[1]
     if factor_on(labels, 1) is None or groups >= size:
         return ()
-    call.ties.balance(vector(labels, 1, size, call.ties), groups)
+    call.ties.balance_statistics(vector(labels, 1, size, call.ties), groups)
     return ("normalises over channels",)
 
 
