@@ -9,8 +9,9 @@ import pytest
 import torch
 from proof import difference, widths_hold, zeroed
 from torch import Tensor, nn
+from torch.ao import quantization
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import mbs_fx
 
@@ -215,3 +216,70 @@ def test_a_map_made_by_a_linear_layer_is_convolved_as_every_other() -> None:
     z = torch.randn(2, 10)
     with torch.no_grad():
         assert difference(zeroed(gm, small.meta["mbs"])(z), small(z)) < 1e-5
+
+
+class Octave(nn.Conv2d):
+    """Two maps go in, and two come out."""
+
+    def forward(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+        made = F.conv2d(high, self.weight, self.bias, padding=1)
+        return made + F.interpolate(low, scale_factor=2.0), F.avg_pool2d(made, 2)
+
+
+class Octaves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.both, self.head = nn.Conv2d(3, 8, 3, padding=1), Octave(8, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        high, low = self.both(x, F.avg_pool2d(x, 2))
+        return self.head(high).mean((2, 3)) + self.head(low).mean((2, 3))
+
+
+def test_a_convolution_class_of_two_maps_keeps_its_width_and_counts() -> None:
+    gm = mbs_fx.trace(Octaves().eval(), SHAPE)
+    analysis = mbs_fx.analyze(gm)
+    assert analysis.by_name["both"].flops == 9 * 8 * 8 * 64
+    assert "several maps" in analysis.kept["both"]
+    assert "several maps" in analysis.kept["stem"]
+    mbs_fx.rewrite(gm, mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks}))
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.conv(x)
+        return self.last.mean((2, 3))
+
+
+def test_a_mask_and_a_tensor_of_an_earlier_call_are_called_what_they_are() -> None:
+    masked = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    prune.l1_unstructured(masked[0], "weight", 0.5)
+    with pytest.raises(mbs_fx.MBSError, match=r"0\.weight is masked by torch\.nn\.utils\.prune; .*prune\.remove"):
+        mbs_fx.trace(masked, SHAPE)
+    assert "prune.remove" in mbs_fx.analyze(torch.fx.symbolic_trace(masked), SHAPE).kept["0"]
+    remembering = Remembering().eval()
+    remembering(torch.zeros(SHAPE))
+    with pytest.raises(mbs_fx.MBSError, match=r"last is a tensor that an earlier call left there"):
+        mbs_fx.trace(remembering, SHAPE)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_prepared_for_quantisation_is_to_be_reduced_before() -> None:
+    net = quantization.QuantWrapper(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))).train()
+    assert [c.width for c in mbs_fx.analyze(mbs_fx.trace(net, SHAPE)).convs] == [8, 4]
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    prepared = quantization.prepare_qat(net).eval()
+    with pytest.raises(mbs_fx.MBSError, match="prepared for quantisation; reduce it before prepare_qat"):
+        mbs_fx.analyze(torch.fx.symbolic_trace(prepared), SHAPE)
+
+
+def test_a_message_about_an_input_is_short() -> None:
+    gm = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(mbs_fx.MBSError) as caught:
+        mbs_fx.analyze(gm, (["x" * 1000],))
+    assert len(str(caught.value)) < 300

@@ -122,7 +122,19 @@ def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> st
 
 
 @collector_paused()
+def _require_unquantised(gm: GraphModule) -> None:
+    """Fake quantisation and observers have scales per channel, which belong to the widths that they were made for."""
+    kinds = ("torch.ao.nn.", "torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
+    found = next((path for path, module in gm.named_modules() if type(module).__module__.startswith(kinds)), None)
+    if found is not None:
+        raise MBSError(
+            f"{found}: the network is prepared for quantisation; reduce it before prepare_qat, prepare or convert, and "
+            "prepare the reduced network"
+        )
+
+
 def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str) -> Facts:
+    _require_unquantised(gm)
     values = infer(gm, arguments_of(inputs.names, typed(inputs.shapes, inputs.types)))
     image = geo.image_of(gm, values)
     located, notes = geo.propagate(gm, values, image)

@@ -7,7 +7,7 @@ Semantics
   A function whose weight is a buffer or a constant is a fixed filter, such as a blur.
 - ``flops`` are multiply-adds for one image: kernel volume x C_in / groups x C_out for every output pixel, or
   for every input pixel of a transposed convolution.  Where the graph makes windows or frames of an image entries of
-  the batch, they are all counted.
+  the batch, they are all counted.  A convolution class that returns several maps counts as one on the first.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def flops(gm: GraphModule, node: Node, shapes: Mapping[str, Any], batch: int | N
         if not isinstance(module, nn.Linear) or len(pixels) < 3:
             return 0
         return prod(pixels) * module.in_features * module.out_features // images
-    shape = shapes[_argument(gm, node, "input").name if spec.transposed else node.name].shape
+    held = shapes[_argument(gm, node, "input").name if spec.transposed else node.name]
+    shape = tensors_in(held)[0].shape
     maps = prod(shape[: -spec.dims - 1])
     return prod(spec.weight) * maps * prod(shape[-spec.dims :]) // images
 

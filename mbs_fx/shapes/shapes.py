@@ -13,6 +13,7 @@ Semantics
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -97,7 +98,7 @@ def _check_inputs(gm: GraphModule, inputs: Sequence[Any]) -> None:
 def _check_input(index: int, value: Any) -> None:
     if not (isinstance(value, Tensor) or _is_shape(value)):
         raise MBSError(
-            f"input {index} is {value!r}: give a tensor, or its shape as a tuple of positive whole "
+            f"input {index} is {reprlib.repr(value)}: give a tensor, or its shape as a tuple of positive whole "
             "numbers such as (1, 3, 224, 224)"
         )
 
@@ -177,7 +178,7 @@ def _describe(value: Any) -> str:
         return str(value.shape)
     if isinstance(value, tuple | list) and not isinstance(value, torch.Size):
         return "[" + ", ".join(map(_describe, value)) + "]"
-    return repr(value)
+    return reprlib.repr(value)
 
 
 _ADVICE = (

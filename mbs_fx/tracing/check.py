@@ -52,11 +52,25 @@ def _why_not_copied(model: nn.Module, error: Exception) -> str:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it must not be changed; "
             "take out what copy.deepcopy refuses"
         )
-    return (
-        f"{type(model).__name__} cannot be copied: {computed[0]} is computed from other parameters by a hook, as "
-        "torch.nn.utils.weight_norm and spectral_norm do; use those of torch.nn.utils.parametrizations, or take them "
-        "off first (torch.nn.utils.remove_weight_norm, remove_spectral_norm), which lets its width be scaled, too"
-    )
+    return f"{type(model).__name__} cannot be copied: {_why_computed(model, computed[0])}"
+
+
+def _why_computed(model: nn.Module, place: str) -> str:
+    """Where a tensor comes from that is no parameter and has a gradient, and what to do."""
+    path, _, name = place.rpartition(".")
+    owner = model.get_submodule(path)
+    if f"{name}_mask" in owner._buffers:
+        return (
+            f"{place} is masked by torch.nn.utils.prune; make the mask permanent first, "
+            f'torch.nn.utils.prune.remove(module, "{name}")'
+        )
+    if f"{name}_orig" in owner._parameters or f"{name}_g" in owner._parameters:
+        return (
+            f"{place} is computed from other parameters by a hook, as torch.nn.utils.weight_norm and spectral_norm do; "
+            "use those of torch.nn.utils.parametrizations, or take them off first (torch.nn.utils.remove_weight_norm, "
+            "remove_spectral_norm), which lets its width be scaled, too"
+        )
+    return f"{place} is a tensor that an earlier call left there; delete it, or let forward keep a detached one"
 
 
 @contextmanager

@@ -36,6 +36,8 @@ def why_kept(module: nn.Module) -> str:
         return "its weight is held by modules inside of it"
     if "weight" in module._parameters:
         return ""
+    if "weight_mask" in module._buffers:
+        return "its weight is masked by torch.nn.utils.prune: prune.remove makes the mask permanent"
     hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
     if hooks:
         return f"its weight is computed by a hook ({', '.join(hooks)}): use torch.nn.utils.parametrizations"

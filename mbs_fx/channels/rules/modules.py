@@ -20,6 +20,7 @@ from mbs_fx.channels.rules import normalisation as statistics
 from mbs_fx.channels.rules.computed_weights import Axes, tensors_behind, why_kept
 from mbs_fx.channels.rules.elementwise import tie_axis_parameters
 from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.call import TensorShape
 from mbs_fx.operations.register import channels
 from mbs_fx.runtime.torch_private import ConvTransposeNd
 from mbs_fx.shapes.fake_interpreter import stand_in
@@ -41,8 +42,12 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
     passed = mixing.along_channels(call, module.kernel_size, module.groups, call.path)
     if passed is not None:
         return passed
-    inp = vector(call.input, 1, module.in_channels, call.ties)
     groups, out_width = int(module.groups), int(module.out_channels)
+    if not isinstance(call.returned, TensorShape) or len(call.node.all_input_nodes) > 1:
+        inp = np.zeros(module.in_channels, np.int64)
+        mixer = ConvFlow(np.zeros(out_width, np.int64), inp, groups, call.path)
+        return mixing.kept(call, "a convolution that takes or returns several maps", mixer)
+    inp = vector(call.input, 1, module.in_channels, call.ties)
     why = why_kept(module)
     if why:
         return mixing.kept(call, why, ConvFlow(np.zeros(out_width, np.int64), inp, groups, call.path))
