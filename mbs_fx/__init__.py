@@ -12,6 +12,7 @@ from mbs_fx.reducing import reduce
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.reconstruction import Reconstruction
 from mbs_fx.results.sweep import Sweep
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.optimizer import carry_optimizer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mbs_fx.pictures.export import to_networkx
     from mbs_fx.pictures.plots import plot
     from mbs_fx.pictures.report import write_report
+    from mbs_fx.reconstruction.reconstruct import reconstruct
     from mbs_fx.training.recipe import Recipe
     from mbs_fx.training.retrain import retrain
 
@@ -35,6 +37,7 @@ __all__ = [
     "MBSError",
     "Plan",
     "Recipe",
+    "Reconstruction",
     "Sweep",
     "analyze",
     "carry_optimizer",
@@ -44,6 +47,7 @@ __all__ = [
     "measure",
     "plan",
     "plot",
+    "reconstruct",
     "reduce",
     "register_operation",
     "retrain",
@@ -61,12 +65,13 @@ _ON_DEMAND = {
     "to_networkx": "pictures.export",
     "write_report": "pictures.report",
     "Recipe": "training.recipe",
+    "reconstruct": "reconstruction.reconstruct",
     "retrain": "training.retrain",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Pictures and training are imported when they are asked for."""
+    """Pictures, training and reconstruction are imported when they are asked for."""
     if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

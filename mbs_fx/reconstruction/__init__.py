@@ -1,0 +1,1 @@
+"""Weights refitted from images without labels: layer by layer, against what the original gives."""
