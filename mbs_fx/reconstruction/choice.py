@@ -1,0 +1,207 @@
+"""Which channels stay, from images: those that the readers of a width group can least do without.
+
+Semantics
+- The error that a removal leaves in what reads the channels is found in closed form (`readers`), every layer's
+  relative to the energy of its outputs.  Channels go one by one, each time the one whose removal adds least.
+- Outputs count by the scale of the BatchNorm that alone reads them.  A second round counts only outputs that stayed in
+  the first.
+- Depthwise convolutions are no readers: their outputs are their inputs' channels.  Opaque segments have no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule, Node
+
+from mbs_fx.channels.flow import attribute
+from mbs_fx.density.batches import check_graph
+from mbs_fx.density.fast_copy import fast_copy
+from mbs_fx.density.images import Request
+from mbs_fx.density.measure import random_state_kept
+from mbs_fx.macroblocks.analyze import Facts, facts
+from mbs_fx.planning.allocation import from_widths
+from mbs_fx.reconstruction.frontier import Chunk
+from mbs_fx.reconstruction.images import read_chunks
+from mbs_fx.reconstruction.layers import argument, norm_behind
+from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
+from mbs_fx.reconstruction.networks import graph_of
+from mbs_fx.reconstruction.readers import Reader, reader
+from mbs_fx.results.plan import Plan
+from mbs_fx.rewriting.graphs import check_fits
+from mbs_fx.rewriting.repeated import plan_in, relative
+from mbs_fx.rewriting.selection import Keep
+from mbs_fx.runtime.devices import usable
+from mbs_fx.tracing.example import place_and_dtype
+
+FEWEST_POSITIONS = 1 << 12
+POSITIONS_PER_CHANNEL = 4
+ROUNDS = 2
+
+
+def choose_channels(
+    original: nn.Module,
+    plan: Plan,
+    images: Any,
+    *,
+    max_images: int = 512,
+    batch_size: int = 32,
+    workers: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Plan:
+    """The plan with ``channels`` filled in: those without which the original's layers lose most, on images.
+
+    Args:
+        original: the network that the plan was made for, a graph or a module; not changed.
+        plan: what `mbs_fx.plan` made; channels that it records already are chosen anew.
+        images: as for `mbs_fx.measure`; of the size that the plan was made for.
+        max_images: read no more than this.
+        batch_size: for images that do not come in batches.
+        workers: processes that load images from a dataset.
+        seed: of the order in which a set of images is drawn, and of the positions.
+        device: where to run; where the original's parameters are, if not given.
+
+    Returns:
+        A plan for `mbs_fx.rewrite`, which keeps these channels.
+
+    """
+    plan = relative(plan_in(original), plan)
+    graph = graph_of(original, plan)
+    check_graph(graph)
+    found = facts(graph, plan.input_shapes, plan.opaque, plan.input_types)
+    check_fits(found.analysis, plan)
+    counts = from_widths(found.analysis, plan.widths)
+    place, dtype = place_and_dtype(graph)
+    place = place if device is None else usable(device)
+    private = fast_copy(graph, place, dtype, fold=False)
+    with random_state_kept(), torch.no_grad():
+        request = Request(batch_size, max_images, seed=seed, workers=workers)
+        chunks = read_chunks(private, images, plan.input_shapes, request, place)
+        keep = _chosen(found, private, counts, chunks, seed)
+    return replace(plan, channels=keep.channels())
+
+
+def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: Sequence[Chunk], seed: int) -> Keep:
+    shrinking = {cell.index for cell in found.analysis.cells if counts[cell.index] < cell.size}
+    forms = _forms(found, shrinking)
+    moments = _Moments(private, forms, sum(map(len, chunks)), seed)
+    for chunk in chunks:
+        moments.begin(chunk.number)
+        moments.run(*(tensor.clone() for tensor in chunk.inputs))
+    nodes = {node.name: node for node in private.graph.nodes}
+    weights = {name: _weight(private, nodes[name], form) for name, form in forms.items()}
+    keep = Keep(found, np.ones(len(found.choices.choice), bool), tuple(counts))
+    for _ in range(ROUNDS):
+        readers: list[Reader] = []
+        for name, form in forms.items():
+            flow = found.flow.mixers[name]
+            stays = torch.from_numpy(keep.stays[flow.out]).to(weights[name].device)
+            rows = weights[name] * stays.reshape(weights[name].shape[0], -1, 1)
+            held = reader(form, rows, moments.mean(name), found.choices.choice[flow.inp])
+            readers += [held] if held is not None else []
+        keep = _without(found, counts, readers)
+    return keep
+
+
+def _forms(found: Facts, shrinking: set[int]) -> dict[str, LinearForm]:
+    """The readers of channels of which some go, by node."""
+    forms: dict[str, LinearForm] = {}
+    for node in found.flow.gm.graph.nodes:
+        mixer = found.flow.mixers.get(node.name)
+        if mixer is None or mixer.depthwise or not shrinking & set(found.choices.cell[mixer.inp].tolist()):
+            continue
+        form = form_of(found.flow.gm, node, found.flow.shapes)
+        if form is not None and _weight_of(found.flow.gm, node) is not None:
+            forms[node.name] = form
+    return forms
+
+
+def _weight_of(gm: GraphModule, node: Node) -> Tensor | None:
+    """The weight of a call, None where it is computed."""
+    if node.op == "call_module":
+        return getattr(gm.get_submodule(str(node.target)), "weight", None)
+    held = argument(node, 1, "weight")
+    return attribute(gm, str(held.target)) if isinstance(held, Node) and held.op == "get_attr" else None
+
+
+def _weight(gm: GraphModule, node: Node, form: LinearForm) -> Tensor:
+    """The weight as a matrix, every output as large as the BatchNorm behind it makes it."""
+    weight = _weight_of(gm, node)
+    assert weight is not None
+    matrix, norm = form.matrix(weight), norm_behind(gm, node)
+    if norm is None:
+        return matrix
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    return matrix * scale.reshape(matrix.shape[0], -1, 1)
+
+
+class _Moments(fx.Interpreter):
+    """Runs the original and sums products of input channels of layers over chosen positions."""
+
+    def __init__(self, gm: GraphModule, forms: dict[str, LinearForm], images: int, seed: int) -> None:
+        super().__init__(gm)
+        self.forms, self.images, self.seed = forms, images, seed
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = dict.fromkeys(forms, 0)
+        self.generator = torch.Generator()
+
+    def begin(self, number: int) -> None:
+        """Positions depend on the seed and the batch alone."""
+        self.generator.manual_seed(self.seed * 100_003 + number)
+
+    def mean(self, name: str) -> Tensor:
+        """Mean products of input channels."""
+        return self.sums[name] / self.counts[name]
+
+    def run_node(self, n: Node) -> Any:
+        form = self.forms.get(n.name)
+        if form is not None:
+            value: Tensor = self.env[n.all_input_nodes[0]]
+            flat = value.movedim(form.channel_axis, 1).flatten(2) if value.dim() > 2 else value[..., None]
+            wanted = max(FEWEST_POSITIONS, POSITIONS_PER_CHANNEL * flat.shape[1]) / self.images
+            chosen = torch.randperm(flat.shape[2], generator=self.generator)[: ceil(wanted)].to(flat.device)
+            rows = flat.index_select(2, chosen).transpose(1, 2).flatten(0, 1).double()
+            product = rows.T @ rows
+            self.sums[n.name] = product if n.name not in self.sums else self.sums[n.name] + product
+            self.counts[n.name] += len(rows)
+        return super().run_node(n)
+
+
+def _without(found: Facts, counts: Sequence[int], readers: Sequence[Reader]) -> Keep:
+    """Remove channels cell by cell until ``counts`` are left."""
+    choices = found.choices
+    stays = np.ones(len(choices.choice), bool)
+    roots = np.flatnonzero(choices.choice == np.arange(len(choices.choice)))
+    for cell, count in enumerate(counts):
+        members = roots[choices.cell[roots] == cell]
+        if count < len(members) and not choices.opaque[members].any():
+            stays[_removed(members, len(members) - count, readers)] = False
+    return Keep(found, stays[choices.choice], tuple(counts))
+
+
+def _removed(members: NDArray[np.int64], count: int, readers: Sequence[Reader]) -> NDArray[np.int64]:
+    """The members that go, in greedy order; ``members`` are sorted."""
+    inside = [(held, *np.intersect1d(members, held.choices, return_indices=True)[1:]) for held in readers]
+    inside = [(held, at, own) for held, at, own in inside if len(at)]
+    left = np.ones(len(members), bool)
+    gone: list[int] = []
+    for _ in range(count):
+        total = np.zeros(len(members))
+        for held, at, own in inside:
+            total[at] += held.costs()[own]
+        worst = int(np.argmin(np.where(left, total, np.inf)))
+        left[worst] = False
+        gone.append(worst)
+        for held, at, own in inside:
+            for position in own[at == worst]:
+                held.remove(int(position))
+    return members[gone]
