@@ -1,6 +1,7 @@
 """Every CNN of torchvision and one or more of every timm family, reduced and checked.
 
-    python benchmarks/coverage.py --out docs/coverage.md [--only REGEX] [--sides mbs] [--again]
+    python benchmarks/coverage.py [--only REGEX] [--sides mbs] [--again]           # docs/coverage.md
+    python benchmarks/coverage.py --zoo [--only REGEX] [--sides mbs] [--again]     # docs/coverage-libraries.md
 
 Each network runs in a process of its own with a time limit.  Torch-Pruning 1.6 (pruning ratio 0.25) runs beside it.
 What is checked is in `proof.py`.  Results are kept as JSON lines, so that an interrupted run goes on.
@@ -23,14 +24,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zoo import ZOO
+
 CHECKS = ("traced", "reduced", "widths", "params", "train", "identity", "faithful", "reload")
 
 
 def build(name: str) -> Any:
-    """A network with fresh weights in eval mode, by ``torchvision/name`` or ``timm/name``."""
+    """A network with fresh weights in eval mode, by ``torchvision/name``, ``timm/name`` or its name in `zoo.py`."""
     import torch
 
     torch.manual_seed(0)
+    if name in ZOO:
+        return ZOO[name].build().eval()
     library, entry = name.split("/", 1)
     if library == "timm":
         import timm
@@ -48,6 +53,8 @@ def build(name: str) -> Any:
 
 def input_shape(name: str, net: Any) -> tuple[int, ...]:
     """The smallest sensible input: the native size where the network insists on one."""
+    if name in ZOO:
+        return ZOO[name].shape
     if name.startswith("timm/"):
         native = net.default_cfg["input_size"][-1]
         return (2, 3, 128, 128) if native > 128 and _accepts(net, 128) else (2, 3, native, native)
@@ -249,8 +256,9 @@ def run_one(name: str, what: str, limit: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/coverage.md"))
-    parser.add_argument("--log", type=Path, default=Path("coverage.jsonl"))
+    parser.add_argument("--zoo", action="store_true", help="the networks of other libraries (`zoo.py`)")
+    parser.add_argument("--out", type=Path, help="docs/coverage.md, or docs/coverage-libraries.md with --zoo")
+    parser.add_argument("--log", type=Path, help="coverage.jsonl, or coverage-libraries.jsonl with --zoo")
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--most", type=float, default=75e6, help="largest number of parameters")
     parser.add_argument("--limit", type=int, default=300, help="seconds per network")
@@ -264,24 +272,39 @@ def main() -> None:
         print(json.dumps(check(args.one) if args.what == "mbs" else peer(args.one)))
         return
     sides = args.sides.split(",")
-    done = read(args.log)
-    for name in remembered(args.log.with_suffix(".names"), args.most):
+    stem = "coverage-libraries" if args.zoo else "coverage"
+    log, out = args.log or Path(f"{stem}.jsonl"), args.out or Path(f"docs/{stem}.md")
+    done = read(log)
+    for name in ZOO if args.zoo else remembered(log.with_suffix(".names"), args.most):
         if not re.search(args.only, name):
             continue
         for side in sides:
             if (side, name) in done and not (args.again and "failed" in done[side, name]):
                 continue
             row = done[side, name] = run_one(name, side, args.limit) | {"side": side}
-            with args.log.open("a") as log:
-                log.write(json.dumps(row) + "\n")
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
             print(side, name, row.get("failed", "ok"), flush=True)
-    args.out.write_text(table(done))
+    out.write_text((by_library(done) if args.zoo else "") + table(done))
 
 
 def read(log: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """What an earlier run found, by side and network; of two lines on the same the later holds."""
     rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
     return {(row["side"], row["network"]): row for row in rows}
+
+
+def by_library(done: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """How many networks of each library pass, here and by Torch-Pruning."""
+    from tabulate import tabulate
+
+    libraries: dict[str, list[int]] = {}
+    for (side, name), row in done.items():
+        counts = libraries.setdefault(name.split("/")[0], [0, 0, 0, 0])
+        counts[2 * (side == "peer")] += "failed" not in row
+        counts[2 * (side == "peer") + 1] += 1
+    rows = [(name, f"{a} of {b}", f"{c} of {d}") for name, (a, b, c, d) in sorted(libraries.items())]
+    return tabulate(rows, ("library", "mbs_fx", "Torch-Pruning"), tablefmt="github") + "\n\n"
 
 
 def table(done: dict[tuple[str, str], dict[str, Any]]) -> str:
