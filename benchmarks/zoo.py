@@ -236,13 +236,13 @@ def _spandrel(folder: str, name: str, **arguments: Any) -> Callable[[], nn.Modul
 
 
 for _folder, _name, _arguments, _shape in (
-    ("ESRGAN", "RRDBNet", {"num_blocks": 2, "num_filters": 32}, (1, 3, 32, 32)),
-    ("Compact", "SRVGGNetCompact", {}, (1, 3, 32, 32)),
+    ("ESRGAN", "ESRGAN", {"num_blocks": 2, "num_filters": 32}, (1, 3, 32, 32)),
+    ("Compact", "Compact", {}, (1, 3, 32, 32)),
     ("SPAN", "SPAN", {"num_in_ch": 3, "num_out_ch": 3}, (1, 3, 32, 32)),
     ("NAFNet", "NAFNet", {"width": 16, "middle_blk_num": 1, "enc_blk_nums": [1, 1],
                            "dec_blk_nums": [1, 1]}, (1, 3, 64, 64)),
-    ("DnCNN", "DnCNN", {}, (1, 3, 32, 32)),
-    ("DRUNet", "DRUNet", {}, (1, 3, 64, 64)),
+    ("DnCNN", "DnCNN", {}, (1, 1, 32, 32)),
+    ("DRUNet", "DRUNet", {}, (1, 1, 64, 64)),
     ("RealCUGAN", "UpCunet2x", {}, (1, 3, 64, 64)),
     ("SwiftSRGAN", "SwiftSRGAN", {}, (1, 3, 32, 32)),
     ("SAFMN", "SAFMN", {"dim": 36, "n_blocks": 4}, (1, 3, 32, 32)),
@@ -262,7 +262,7 @@ for _name, _size in (
     ("fcos_resnet50_fpn", 128),
 ):
     _add("torchvision", f"{_name}.backbone", _backbone(_name), (1, 3, _size, _size))
-for _name in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
+for _name, _size in (("r3d_18", 112), ("mc3_18", 112), ("r2plus1d_18", 112), ("s3d", 224)):
     _add(
         "torchvision", f"video.{_name}", _call(f"torchvision.models.video.{_name}", weights=None), (1, 3, 16, 112, 112)
     )
