@@ -125,7 +125,7 @@ def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
     return gm
 
 
-def _peek(images: Any, model: nn.Module) -> tuple[Any, Example]:
+def _peek(images: Any, model: nn.Module) -> tuple[Any, ExampleLike]:
     """The images, unread, and the first of them as an example of the inputs."""
     if isinstance(images, Iterator):
         first = next(images, None)

@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from mbs_fx.density.images import Request
-from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.errors import MBSError
 from mbs_fx.reconstruction.frontier import FOLD, Chunk, Frontier, tensors_in
 from mbs_fx.reconstruction.images import placed, read_chunks
@@ -29,6 +28,7 @@ from mbs_fx.reconstruction.refit import Refitter
 from mbs_fx.reconstruction.solve import REGULARISATIONS
 from mbs_fx.results.reconstruction import Reconstruction
 from mbs_fx.runtime.devices import usable
+from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.ranks import Ranks, join
 from mbs_fx.tracing.example import place_and_dtype
 
