@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -62,7 +63,9 @@ class _Input:
 def find_image(gm: GraphModule, shapes: Mapping[str, Any], walk: Walk) -> Image:
     """The image among the inputs of a graph."""
     inputs = list(_inputs(gm, shapes))
-    found = {each: list(_slid(gm, shapes, walk, inputs, each)) for each in inputs}
+    # One input alone is the image, and its first convolution says all.
+    most = 1 if len(inputs) == 1 else None
+    found = {each: list(islice(_slid(gm, shapes, walk, inputs, each), most)) for each in inputs}
     main = max(inputs, key=lambda each: (len(found[each]), prod(each.shape)), default=None)
     axes = {each: _axes(each, found[each], refuse=each is main) for each in inputs}
     starts = {each.name: tuple(axes[other] for other in inputs if other.name == each.name) for each in inputs}
