@@ -121,7 +121,6 @@ def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> st
     return digest.hexdigest()[:16]
 
 
-@collector_paused()
 def _require_unquantised(gm: GraphModule) -> None:
     """Fake quantisation and observers have scales per channel, which belong to the widths that they were made for."""
     kinds = ("torch.ao.nn.", "torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
@@ -133,6 +132,7 @@ def _require_unquantised(gm: GraphModule) -> None:
         )
 
 
+@collector_paused()
 def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str) -> Facts:
     _require_unquantised(gm)
     values = infer(gm, arguments_of(inputs.names, typed(inputs.shapes, inputs.types)))
