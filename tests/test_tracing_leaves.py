@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from tracing_helpers import SHAPE, Net, asserted, images, targets
 
+import mbs_fx
 from mbs_fx.errors import MBSError
 from mbs_fx.tracing.trace import trace
 
@@ -121,3 +122,73 @@ def test_what_the_model_itself_decides_by_values_is_an_error_that_names_the_line
 def test_without_an_example_the_error_asks_for_one():
     with pytest.raises(MBSError, match="pass an example"):
         trace(Net(asserted))
+
+
+class Covariances(nn.Module):
+    """The upper triangle of the covariances; inside, a number of elements depends on values."""
+
+    def forward(self, x):
+        x = x.flatten(2)
+        upper = torch.ones(x.shape[1], x.shape[1]).triu().flatten().nonzero().flatten()
+        return (x @ x.mT).flatten(1)[:, upper]
+
+
+def test_a_leaf_whose_shapes_inside_depend_on_values_is_analyzed():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv2d(4, 6, 3), Covariances(), nn.Linear(21, 5)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.conv(x).relu()))
+
+    model = Pooled().eval()
+    gm = trace(model, SHAPE)
+    plan = mbs_fx.plan(mbs_fx.analyze(gm))
+    assert list(gm.meta["mbs_leaves"]) == ["pool"]
+    assert "pool" in plan.kept["conv"]
+    assert torch.equal(mbs_fx.rewrite(gm, plan)(images()), model(images()))
+
+
+def test_a_layer_inside_of_a_leaf_is_said_to_be_there():
+    class Inner(ByValue):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            return self.conv(super().forward(x))
+
+    analysis = mbs_fx.analyze(trace(Net(nn.Sequential(Inner(), nn.ReLU())).eval(), SHAPE))
+    for key in ("then.0.conv", "then.0"):
+        with pytest.raises(MBSError, match=r"kept then\.0 as a single node"):
+            mbs_fx.plan(analysis, keep=key)
+
+
+class Hidden(nn.Module):
+    """Collects its hidden states by hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.head = nn.Conv2d(16, 3, 1)
+        self.states = []
+        for layer in (self.layers[1], self.layers[3]):
+            layer.register_forward_hook(self.keep)
+
+    def keep(self, module, inputs, output):
+        self.states.append(output)
+
+    def forward(self, x):
+        self.states = []
+        self.layers(x)
+        return self.head(torch.cat(self.states, 1))
+
+
+def test_a_network_that_works_by_its_own_hooks_is_rewritten_with_them():
+    model = Hidden().eval()
+    gm = trace(model, SHAPE)
+    plan = mbs_fx.plan(mbs_fx.analyze(gm), betas={(8, 8): 0.5})
+    small, graph = mbs_fx.rewrite(model, plan), mbs_fx.rewrite(gm, plan)
+    assert small.head.in_channels == 8
+    assert torch.allclose(small(images()), graph(images()))

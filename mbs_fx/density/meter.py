@@ -28,6 +28,7 @@ from mbs_fx.density.nonfinite import locate
 from mbs_fx.density.statistics import Block
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
+from mbs_fx.runtime.autocast import autocast_restored
 
 OnNonfinite = Literal["raise", "skip"]
 
@@ -100,7 +101,7 @@ class Meter:
             execution = self.executions[0]
             try:
                 self._counter = self._counter or execution.build()
-                with torch.inference_mode(not execution.compiled):
+                with torch.inference_mode(not execution.compiled), autocast_restored(execution.device):
                     inputs = [execution.prepared(t) for t in batch.inputs]
                     return self._counter(*(self._filled(t) if execution.filled else t for t in inputs))
             except Exception as error:

@@ -94,6 +94,11 @@ def _named_by_text(analysis: Analysis, key: str | re.Pattern[str], argument: str
         raise MBSError(f"{argument}: {key!r}: neither a module path nor a regular expression ({error})") from error
     if not found:
         text = key if isinstance(key, str) else key.pattern
+        whole = next((leaf for leaf in analysis.leaves if f"{text}.".startswith(f"{leaf}.")), None)
+        if whole is not None:
+            raise MBSError(
+                f"{argument}: {text}: the trace kept {whole} as a single node, so the widths inside of it cannot change"
+            )
         close = difflib.get_close_matches(text, _names(paths.values()), 3, 0.5)
         raise MBSError(
             f"{argument}: {text}: there is no convolution of that name or in a module of that name, and as a regular "

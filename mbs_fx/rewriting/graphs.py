@@ -49,7 +49,9 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
     present = {conv.target: conv.width for conv in analysis.convs}
     for path, width in plan.before.items():
         if path not in present:
-            raise MBSError(f"the plan does not fit: it names the convolution {path}, which this network does not have")
+            whole = next((leaf for leaf in analysis.leaves if path.startswith(f"{leaf}.")), None)
+            where = "this network does not have" if whole is None else f"this trace kept inside of the one node {whole}"
+            raise MBSError(f"the plan does not fit: it names the convolution {path}, which {where}")
         if present[path] != width:
             raise MBSError(f"the plan does not fit: {path} has width {present[path]}, the plan was made for {width}")
     for path, width in plan.widths.items():

@@ -3,7 +3,8 @@
 Semantics
 - The copy keeps its class, its module paths and its own control flow: what depends on the training mode
   (auxiliary heads, functional dropout) stays alive.  Layers are replaced at the same paths.
-- Hooks stay with the copy and are not called here.
+- Hooks stay with the copy.  They are not called here, unless the network does not run without them (one that collects
+  hidden states by hooks of its own).
 - The module is traced in both modes, so that layers which only one of them uses are resized too.  Where it cannot be
   traced in training mode the plan's notes say so: layers that only training uses keep their width.
 - A constant in the code of ``forward`` that counts channels (``x.view(-1, 512 * 7 * 7)``) cannot be reached by
@@ -43,6 +44,9 @@ def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[
     """A resized deep copy of a module, the decision behind it, and what was initialised fresh."""
     small = copied(model)
     hooks = _taken_hooks(small)
+    needs_hooks = any(hooks.values()) and not _runs(small, plan)
+    if needs_hooks:
+        _give_hooks(small, hooks)
     modes = {path: module.training for path, module in small.named_modules()}
     graphs, keeps, notes = _decisions(small, plan, criterion)
     first = keeps[False]
@@ -58,9 +62,10 @@ def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[
         _override_forward(small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs)
     for path, module in small.named_modules():
         module.training = modes[path]
+    if needs_hooks:
+        _give_hooks(small, hooks)
     _check_runs(small, plan, first.facts)
-    for path, module in small.named_modules():
-        vars(module).update(hooks.get(path, {}))
+    _give_hooks(small, hooks)
     return small, first, resizers[False]
 
 
@@ -71,6 +76,22 @@ def _taken_hooks(small: nn.Module) -> dict[str, dict[str, Any]]:
         taken[path] = {name: held for name, held in vars(module).items() if name in HOOKS and held}
         vars(module).update({name: type(held)() for name, held in taken[path].items()})
     return taken
+
+
+def _give_hooks(small: nn.Module, hooks: Mapping[str, dict[str, Any]]) -> None:
+    for path, module in small.named_modules():
+        vars(module).update(hooks.get(path, {}))
+
+
+def _runs(small: nn.Module, plan: Plan) -> bool:
+    """Whether a copy runs as it is, without its hooks."""
+    twin, inputs = copied(small).eval(), example_inputs(small, plan)
+    try:
+        with torch.no_grad():
+            twin(**inputs) if isinstance(inputs, dict) else twin(*inputs)
+    except Exception:  # noqa: BLE001 whatever a network raises whose hooks are missing
+        return False
+    return True
 
 
 def _decisions(

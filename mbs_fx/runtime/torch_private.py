@@ -2,7 +2,7 @@
 
 - Base classes of layers, which tell a kind of layer whatever its number of axes is.
 - Fake tensors, and walking through nested containers of tensors.
-- What graphs made by others hold: operators of aten, assertions.
+- What graphs hold: operators of aten, assertions, regions of autocast.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.amp.autocast_mode import _enter_autocast as enter_autocast
+from torch.amp.autocast_mode import _exit_autocast as exit_autocast
 from torch.fx.passes.shape_prop import _extract_tensor_metadata as extract_tensor_metadata
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as ConvNd
@@ -26,10 +33,13 @@ __all__ = [
     "ConvNd",
     "ConvTransposeNd",
     "DataDependentOutputException",
+    "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
     "InstanceNorm",
     "OpOverload",
+    "enter_autocast",
+    "exit_autocast",
     "extract_tensor_metadata",
     "prefix_store",
     "tree_leaves",

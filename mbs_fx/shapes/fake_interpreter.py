@@ -8,6 +8,7 @@ Semantics
 - Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
   slower, but they know their device and how to mix with real ones.  A module that decides by values gets zeros.
 - Short tensors of whole numbers that the graph holds (a shape, an order of channels) keep their numbers.
+- Regions of autocast are not entered: they change types, not shapes.
 - Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
 """
 
@@ -26,7 +27,14 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from mbs_fx.operations.resolve import is_in_place, of_library, of_target
-from mbs_fx.runtime.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode
+from mbs_fx.runtime.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    enter_autocast,
+    exit_autocast,
+)
 from mbs_fx.shapes.graph_attributes import shallow_copy
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
@@ -69,6 +77,8 @@ class FakeInterpreter(Interpreter):
             return getattr(self, n.op)(n.target, args, kwargs)
         if n.op == "get_attr":
             return self.fetch_attr(str(n.target))
+        if n.target in (enter_autocast, exit_autocast):
+            return None
         call: Any = n.target
         if n.op == "call_method":
             if not isinstance(args[0], Tensor):
@@ -83,7 +93,7 @@ class FakeInterpreter(Interpreter):
         run = self._on_metas if any(map(_is_constant, tensors)) else self._on_fakes
         try:
             return run(call, args, kwargs)
-        except DataDependentOutputException:
+        except (DataDependentOutputException, DynamicOutputShapeException):
             if n.op != "call_module" or self.device.type == "meta":
                 raise
             return self._on_zeros(call, args, kwargs)

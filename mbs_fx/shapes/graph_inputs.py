@@ -56,7 +56,7 @@ def carry_inputs(gm: GraphModule, values: Sequence[Any]) -> None:
         if node.users or not (value is None or isinstance(value, bool | int | float | str)):
             break
         node.args = (value,)
-    gm.recompile()
+        gm.recompile()
 
 
 def inputs_of(gm: GraphModule, example: ExampleLike) -> Inputs:
