@@ -100,13 +100,15 @@ CONTROL_FLOW = [
     assigned, asked, formatted, unbound, arranged, looped_over_images, made_on_the_fly,
 ]  # fmt: skip
 
+DECIDED_BY_SIZE = [decided, formatted, unbound]
+
 
 @pytest.mark.parametrize("function", CONTROL_FLOW, ids=lambda function: function.__name__)
 def test_what_shapes_decide_is_traced_and_serves_other_batch_sizes(function):
     model = Net(function).eval()
     gm = trace(model, images())
     assert gm.meta["mbs_leaves"] == {}
-    assert gm.meta["mbs_notes"] == ()
+    assert any("refuses others" in note for note in gm.meta["mbs_notes"]) == (function in DECIDED_BY_SIZE)
     for batch in (2, 3, 5):
         assert torch.equal(gm(images(batch)), model(images(batch)))
 
@@ -141,8 +143,11 @@ def test_a_constant_that_grows_with_the_batch_is_noticed():
         def forward(self, x):
             return super().forward(x) * self.table.repeat(int(x.shape[0]), 1, 1, 1)
 
-    (note,) = trace(Tabled().eval(), SHAPE).meta["mbs_notes"]
-    assert "_tensor_constant0" in note
+    gm = trace(Tabled().eval(), SHAPE)
+    (note,) = gm.meta["mbs_notes"]
+    assert "batches of 2" in note
+    with pytest.raises(AssertionError, match="size 2"):
+        gm(images(3))
 
 
 def test_sizes_remember_their_arithmetic():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tracing_helpers import SHAPE, Net, asserted, images, targets
+from tracing_helpers import SHAPE, Net, images, targets
 
 from mbs_fx.tracing.trace import trace
 
@@ -147,22 +147,3 @@ def test_nothing_computed_of_parameters_becomes_a_constant(check):
         model.weight.mul_(2)
         model.mean.add_(1)
     assert torch.equal(gm(images()), model(images()))
-
-
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 3 * x * gradient
-
-
-@pytest.mark.parametrize("check", [asserted, lambda x: x], ids=["concrete", "symbolic"])
-def test_custom_autograd_functions_are_followed_and_noted(check):
-    model = Net(lambda x: Square.apply(check(x))).eval()
-    (note,) = trace(model, SHAPE).meta["mbs_notes"]
-    assert "Square" in note

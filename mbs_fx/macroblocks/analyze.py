@@ -152,7 +152,7 @@ def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str
         input_shapes=inputs.shapes,
         input_types=inputs.types,
         input_names=inputs.names,
-        notes=(*notes, *flow.notes.values()),
+        notes=(*gm.meta.get("mbs_notes", ()), *notes, *flow.notes.values()),
         opaque=opaque,
         fingerprint=print_,
     )

@@ -15,11 +15,12 @@ from torch import fx, nn
 
 def assemble(model: nn.Module, twin: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule of ``model`` for a graph traced on ``twin``, which has the constants of the trace."""
-    # A shallow copy has the model's own modules, and takes the constants in its place.
+    # A shallow copy has the model's own modules, and takes the constants and autograd functions in its place.
     root = copy.copy(model)
+    root._modules = dict(model._modules)
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    for target in targets:
-        if "." not in target and not hasattr(model, target):
+    for target in (str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")):
+        if "." not in target and not hasattr(root, target):
             setattr(root, target, getattr(twin, target))
     graph.lint()
     gm = fx.GraphModule(root, graph, type(model).__name__)

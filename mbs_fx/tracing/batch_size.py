@@ -50,7 +50,7 @@ def free_batch(graph: fx.Graph, twin: fx.Graph, batch: int) -> None:
     nodes, twins = list(graph.nodes), list(twin.nodes)
     for node, other in zip(nodes, twins, strict=False):
         if (node.op, str(node.target)) != (other.op, str(other.target)):
-            raise SpecialisedError(f"{node.format_node()} becomes {other.format_node()}")
+            raise SpecialisedError(f"{_named(node)} becomes {_named(other)}")
     if len(nodes) != len(twins):
         raise SpecialisedError(f"{len(nodes)} operations become {len(twins)}")
     found = [_merge((n.args, n.kwargs), (t.args, t.kwargs), batch, n) for n, t in zip(nodes, twins, strict=True)]
@@ -71,6 +71,18 @@ def free_batch(graph: fx.Graph, twin: fx.Graph, batch: int) -> None:
         node.args, node.kwargs = _placed(args, place), _placed(kwargs, place)
 
 
+def _named(node: fx.Node) -> str:
+    """A node by its name and what it calls."""
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{node.op} {called} ({node.name})"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list, Mapping)) else str(value)
+
+
 def _merge(mine: Any, other: Any, batch: int, node: fx.Node) -> Any:
     """``mine`` with `Images` where the other batch size gives a larger number."""
     if isinstance(mine, fx.Node) and isinstance(other, fx.Node) and mine.name == other.name:
@@ -81,7 +93,7 @@ def _merge(mine: Any, other: Any, batch: int, node: fx.Node) -> Any:
             return Images(factor)
     elif type(mine) is type(other) and not isinstance(mine, fx.Node):
         return _merge_parts(mine, other, batch, node)
-    raise SpecialisedError(f"in {node.format_node()}, {mine} becomes {other}")
+    raise SpecialisedError(f"in {_named(node)}, {_value(mine)} becomes {_value(other)}")
 
 
 def _merge_parts(mine: Any, other: Any, batch: int, node: fx.Node) -> Any:
@@ -97,7 +109,7 @@ def _merge_parts(mine: Any, other: Any, batch: int, node: fx.Node) -> Any:
         return items if isinstance(mine, list) else tuple(items)
     if mine == other:
         return mine
-    raise SpecialisedError(f"in {node.format_node()}, {mine} becomes {other}")
+    raise SpecialisedError(f"in {_named(node)}, {_value(mine)} becomes {_value(other)}")
 
 
 def _placed(tree: Any, place: Callable[[Images], fx.Node]) -> Any:

@@ -26,6 +26,8 @@ from mbs_fx.tracing.example import Example, place_and_dtype
 ROUNDING_ERRORS = {"cpu": 1e2}
 ROUNDING_ERRORS_ELSEWHERE = 1e4
 LARGEST_TOLERANCE = 5e-2
+TENSOR_FIELDS = frozenset({"_parameters", "_buffers"})
+PLAIN = frozenset({int, float, bool, str, type(None), torch.Size})
 
 
 class RunError(Exception):
@@ -33,11 +35,69 @@ class RunError(Exception):
 
 
 def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy to run or to trace, so that the caller's model stays as it is."""
+    """A deep copy to run or to trace, so that the caller's model stays as it is.
+
+    Tensors that an earlier call computed and left in an attribute are copied without their history.
+    """
+    known: dict[int, Any] = {} if memo is None else memo
+    with torch.no_grad():
+        return _deep_copy(model, known)
+
+
+def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
+    for module in model.modules():
+        if is_plain_layer(module):
+            known.setdefault(id(module), _copied_layer(module, known))
+        elif not module._forward_pre_hooks:
+            kept = (tensor for value in vars(module).values() for tensor in _tensors_in(value) if not tensor.is_leaf)
+            known.update({id(tensor): tensor.detach().clone() for tensor in kept})
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, known)
     except Exception as error:
         raise MBSError(_why_not_copied(model, error)) from error
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, (Mapping, list, tuple)):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return [part for part in parts if isinstance(part, torch.Tensor)]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def is_plain_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch.nn with nothing but tensors and plain values in it."""
+    if not type(module).__module__.startswith("torch.nn.modules."):
+        return False
+    return all(
+        type(value) in PLAIN or name in TENSOR_FIELDS or not value or (type(value) is tuple and _is_plain(value))
+        for name, value in vars(module).items()
+    )
+
+
+def _is_plain(value: tuple[Any, ...]) -> bool:
+    return all(type(item) in PLAIN for item in value)
+
+
+def _copied_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A plain layer again, in a tenth of the time that copy.deepcopy takes."""
+    clone = object.__new__(type(layer))
+    held = vars(clone)
+    for name, value in vars(layer).items():
+        if name in TENSOR_FIELDS:
+            value = {key: _copied_tensor(tensor, memo) for key, tensor in value.items()}
+        elif type(value) not in PLAIN and type(value) is not tuple:
+            value = copy.copy(value) if value else type(value)()
+        held[name] = value
+    return clone
+
+
+def _copied_tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.Tensor | None:
+    if tensor is None or id(tensor) in memo:
+        return None if tensor is None else memo[id(tensor)]
+    if type(tensor) is nn.Parameter and not vars(tensor):
+        memo[id(tensor)] = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        return memo[id(tensor)]
+    return copy.deepcopy(tensor, memo)
 
 
 def _why_not_copied(model: nn.Module, error: Exception) -> str:
@@ -95,12 +155,6 @@ def run(model: nn.Module, example: Example) -> Any:
             return model(*inputs.args, **inputs.kwargs)
         except Exception as error:
             raise RunError(f"{type(error).__name__}: {error}") from error
-
-
-def outputs(model: nn.Module, example: Example, training: bool | None = None) -> Any:
-    """What a copy of the model returns for the example, in its own mode or in the one asked for."""
-    twin = copied(model)
-    return run(twin if training is None else twin.train(training), example)
 
 
 def disagreement(expected: Any, actual: Any, place: str = "the output") -> str:

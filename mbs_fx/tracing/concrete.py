@@ -30,16 +30,19 @@ from torch.overrides import TorchFunctionMode
 
 from mbs_fx.runtime.torch_private import FakeTensor, FakeTensorMode, tree_leaves, tree_map_only
 from mbs_fx.tracing.assemble import assemble
-from mbs_fx.tracing.autograd import followed_functions, notes_on
+from mbs_fx.tracing.autograd import recorded_functions
 from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more
+from mbs_fx.tracing.caches import Caches, restore
 from mbs_fx.tracing.check import copied, seeded
 from mbs_fx.tracing.example import Argument, Example, arguments, place_and_dtype
 from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, Observations
 from mbs_fx.tracing.leaves import Leaves, UntraceableError
-from mbs_fx.tracing.recorded_values import Source, Traced, traced
+from mbs_fx.tracing.recorded_values import Source, Traced, forgotten_afterwards, plainly, traced
+from mbs_fx.tracing.regions import detach_regions, recorded_regions
 from mbs_fx.tracing.spelling import is_in_place, is_property, spelling
 from mbs_fx.tracing.symbolic import LeafTracer
 
+FIXED_BATCH: Final = "the graph holds for batches of"
 UNRECORDED: Final = frozenset({"_set_grad_enabled", "_assert"})
 
 
@@ -67,11 +70,12 @@ class ConcreteTracer(LeafTracer):
         self.sizes: dict[tuple[Source, int], Any] = {}
         self.device: tuple[torch.device, Source] | None = None
         self.num_leaf_calls: Counter[str] = Counter()
-        self.paused = False
 
-    def record(self, model: nn.Module, inputs: Sequence[Argument]) -> None:
+    def record(self, model: nn.Module, inputs: Sequence[Argument], caches: Caches) -> None:
         """Run a fake copy of the model once; the copy carries the constants of the graph."""
         root = self.root = self._fake_copy(model)
+        restore(root, caches)
+        buffers = dict(root.named_buffers(remove_duplicate=False))
         self.graph = fx.Graph(tracer_cls=LeafTracer)
         self.submodule_paths = {module: path for path, module in root.named_modules()}
         self.tensor_attrs = {
@@ -83,15 +87,17 @@ class ConcreteTracer(LeafTracer):
         values = [self._input(argument) for argument in inputs]
         named = {argument.name: value for argument, value in zip(inputs, values, strict=True) if argument.keyword}
         positional = [value for argument, value in zip(inputs, values, strict=True) if not argument.keyword]
-        functions = followed_functions(self.followed, lambda: self.paused)
-        with torch.no_grad(), self._module_calls(), functions, Recorder(self):
+        with recorded_regions(self), self._module_calls(), recorded_functions(self), Recorder(self):
             result = root.forward(*positional, **named)
         self.create_node("output", "output", (self.create_arg(result),), {})
+        for path, buffer in buffers.items():
+            if dict(root.named_buffers(remove_duplicate=False)).get(path) is not buffer:
+                self.told[f"the graph does not keep what the model assigns to its buffer {path!r}"] = None
 
     def _fake_copy(self, model: nn.Module) -> nn.Module:
         memo: dict[int, Any] = {}
         for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-            fake = memo[id(tensor)] = self.fake.from_tensor(tensor, static_shapes=True)
+            fake = memo[id(tensor)] = self.fake.from_tensor(tensor, static_shapes=True).requires_grad_(False)
             self.made[id(fake)] = fake, Source("get_attr", path)
         return copied(model, memo)
 
@@ -100,7 +106,7 @@ class ConcreteTracer(LeafTracer):
         source.__fx_create_arg__(self)
         if argument.is_constant:
             return argument.value
-        value = tree_map_only(torch.Tensor, self.fake.from_tensor, argument.value)
+        value = tree_map_only(torch.Tensor, lambda t: self.fake.from_tensor(t.detach()), argument.value)
         if isinstance(value, torch.Tensor) and self.device is None:
             self.device = value.device, Source("call_function", getattr, (source, "device"))
         return self._track(value, source)
@@ -122,7 +128,7 @@ class ConcreteTracer(LeafTracer):
         self.num_leaf_calls[target] += 1
         try:
             with self.unrecorded(), self.fake:
-                result = ORIGINAL_CALL(module, *args, **kwargs)
+                result = ORIGINAL_CALL(module, *plainly(args), **plainly(kwargs))
         except Exception:
             with self.unrecorded():
                 result = self.observations.output(target, call, self.fake)
@@ -144,16 +150,17 @@ class ConcreteTracer(LeafTracer):
         if self.paused or getattr(func, "__name__", "") in UNRECORDED:
             return func(*args, **kwargs)
         if _is_constant(args, kwargs):
-            return func(*args, **kwargs)
+            with torch.no_grad():
+                return func(*args, **kwargs)
         size = self._size(func, args, kwargs)
         if size is not None:
             return size
         with self.fake:
-            result = func(*args, **kwargs)
+            result = func(*plainly(args), **plainly(kwargs))
         kind, target, spelled = spelling(func, args, kwargs)
         if target is not operator.setitem and not _has_tensor(result):
             if result is None:
-                raise NotImplementedError(f"{target} returns nothing, so a graph cannot show what it does")
+                raise NotImplementedError(f"{_name(func)} returns nothing, so a graph cannot show what it does")
             return result
         return self._write(kind, target, spelled, kwargs, result, is_in_place(func, args, kwargs))
 
@@ -184,6 +191,8 @@ class ConcreteTracer(LeafTracer):
         assert isinstance(named, dict)
         node = self.create_node(kind, target, written, named)
         given: set[int] = set() if in_place else set(map(id, tree_leaves((args, kwargs))))
+        if in_place and not torch.is_grad_enabled() and id(result) in self.made:
+            return result
         return self._track(result, Source(kind, target, node=node), given)
 
     def _track(self, value: Any, source: Source, given: Container[int] = ()) -> Any:
@@ -224,6 +233,12 @@ class ConcreteTracer(LeafTracer):
         return super().create_arg(a)
 
 
+def _name(func: Any) -> str:
+    """What a torch function is called; the setter of an attribute by the attribute."""
+    setter = getattr(func, "__name__", "") == "__set__"
+    return f"assigning a tensor's {func.__self__.__name__}" if setter else getattr(func, "__name__", repr(func))
+
+
 def _part(getter: Any, whole: Source, key: Any) -> Source:
     return Source("call_function", getter, (whole, key))
 
@@ -247,21 +262,22 @@ def _has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
-def trace_concretely(model: nn.Module, example: Example, leaves: Leaves) -> fx.GraphModule:
+def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches: Caches = ()) -> fx.GraphModule:
     """Trace at the example's shapes, and with one more image to free the graph from the batch size."""
-    tracer = _record(model, example, leaves)
-    notes = notes_on(tracer.followed)
+    tracer = _record(model, example, leaves, caches)
     batch = batch_of(example)
     if batch is not None:
         try:
-            twin = _record(model, one_more(example, batch), leaves)
+            twin = _record(model, one_more(example, batch), leaves, caches)
             free_batch(tracer.graph, twin.graph, batch)
             _require_same_constants(tracer, twin)
         except (UntraceableError, SpecialisedError) as error:
-            notes += (f"the graph holds for batches of {batch}: with {batch + 1}, {error}",)
+            tracer.told[f"{FIXED_BATCH} {batch}: with {batch + 1}, {error}"] = None
+    detach_regions(tracer.graph, tracer.root, tracer.without_gradient)
     gm = assemble(model, tracer.root, tracer.graph)
     gm.meta["mbs_leaves"] = leaves.met(tracer.graph, model)
-    gm.meta["mbs_notes"] = notes
+    gm.meta["mbs_notes"] = tuple(tracer.told)
+    gm.meta["mbs_followed"] = tuple(sorted(tracer.followed))
     return gm
 
 
@@ -272,11 +288,11 @@ def _require_same_constants(tracer: ConcreteTracer, twin: ConcreteTracer) -> Non
             raise SpecialisedError(f"the constant {name} of shape {mine.shape} becomes one of {other.shape}")
 
 
-def _record(model: nn.Module, example: Example, leaves: Leaves) -> ConcreteTracer:
+def _record(model: nn.Module, example: Example, leaves: Leaves, caches: Caches) -> ConcreteTracer:
     tracer = ConcreteTracer(leaves, Observations(model, example, leaves))
     try:
-        with seeded(place_and_dtype(model)[0]):
-            tracer.record(model, arguments(model, example))
+        with seeded(place_and_dtype(model)[0]), forgotten_afterwards():
+            tracer.record(model, arguments(model, example), caches)
     except Exception as error:
-        raise UntraceableError(tracer.note("", error)) from error
+        raise UntraceableError(tracer.note("", error), bool(tracer.followed)) from error
     return tracer

@@ -7,6 +7,7 @@ Semantics
 - ``leaves=`` of the caller names further ones, by path or by class.
 - Automatic leaves are added one failure at a time: the innermost module whose forward could not be traced.
   When a second module of a class fails, the whole class follows.
+- ``functions`` keeps custom autograd functions as single nodes, too (`mbs_fx.tracing.autograd`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Leaves:
     classes: tuple[type[nn.Module], ...] = ()
     automatic: Mapping[str, str] = field(default_factory=dict[str, str])
     registered: tuple[type[nn.Module], ...] = ()
+    functions: bool = False
 
     def keep(self, module: nn.Module, path: str) -> bool:
         return (
@@ -66,7 +68,8 @@ class Leaves:
     def met(self, graph: fx.Graph, model: nn.Module) -> dict[str, str]:
         """The leaves that nobody chose and that the graph calls, with the reason of each."""
         called = {str(node.target): None for node in graph.nodes if node.op == "call_module"}
-        reasons = {path: self._reason(model.get_submodule(path), path) for path in called}
+        own = {path for path, _ in model.named_modules(remove_duplicate=False)}
+        reasons = {path: self._reason(model.get_submodule(path), path) for path in called if path in own}
         return {path: reason for path, reason in reasons.items() if reason}
 
     def _reason(self, module: nn.Module, path: str) -> str:
@@ -95,11 +98,12 @@ class Failure:
 
 
 class UntraceableError(Exception):
-    """A strategy gave up; `mbs_fx.trace` tries the next one."""
+    """A strategy gave up, perhaps since it ``followed`` a custom autograd function; `mbs_fx.trace` goes on."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, followed: bool = False) -> None:
         super().__init__(failure.reason)
         self.failure = failure
+        self.followed = followed
 
 
 def failure_of(path: str, error: Exception) -> Failure:

@@ -18,13 +18,16 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from mbs_fx.tracing.assemble import assemble
-from mbs_fx.tracing.autograd import followed_functions, notes_on
+from mbs_fx.tracing.autograd import recorded_functions
+from mbs_fx.tracing.caches import Caches, restore
 from mbs_fx.tracing.check import copied, seeded
 from mbs_fx.tracing.example import Argument, place_and_dtype
 from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, failure_of
+from mbs_fx.tracing.regions import detach_regions, recorded_regions
 
 
 def registered_functions() -> tuple[Callable[..., Any], ...]:
@@ -45,6 +48,15 @@ def registered_modules() -> tuple[type[nn.Module], ...]:
     return tuple(timm.get_notrace_modules()) if isinstance(timm, ModuleType) else ()
 
 
+class StrictProxy(fx.Proxy):
+    """A proxy that refuses what a graph would drop: an assignment to an attribute of the tensor (``.data``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(torch.Tensor, name):
+            raise NotImplementedError(f"the attribute {name} of a tensor is assigned, which no graph shows")
+        super().__setattr__(name, value)
+
+
 class LeafTracer(fx.Tracer):
     """A tracer with our leaves that remembers the innermost module in which it failed."""
 
@@ -54,7 +66,24 @@ class LeafTracer(fx.Tracer):
         super().__init__(autowrap_modules=(math,), autowrap_functions=registered_functions() if registries else ())
         self.leaves = leaves or Leaves()
         self.failure: Failure | None = None
+        self.keep_functions = self.leaves.functions
         self.followed: set[str] = set()
+        self.told: dict[str, None] = {}
+        self.without_gradient: set[fx.Node] = set()
+        self.paused = False
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return StrictProxy(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        if not torch.is_grad_enabled() and kind.startswith("call_"):
+            self.without_gradient.add(node)
+        return node
+
+    def apply(self, path: str, args: tuple[Any, ...]) -> Any:
+        """One node for the custom autograd function that the root holds at ``path``."""
+        return self.create_proxy("call_module", path, args, {})
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return self.leaves.keep(m, module_qualified_name)
@@ -110,19 +139,22 @@ class SymbolicTracer(LeafTracer):
 
 
 def trace_symbolically(
-    model: nn.Module, inputs: Sequence[Argument], leaves: Leaves, registries: bool = False
+    model: nn.Module, inputs: Sequence[Argument], leaves: Leaves, registries: bool = False, caches: Caches = ()
 ) -> fx.GraphModule:
     """Trace a copy of the model, so that nothing its forward stores in itself stays behind."""
     twin = copied(model, {id(parameter): parameter for parameter in model.parameters()})
+    restore(twin, caches)
     if registries:
         leaves = replace(leaves, registered=registered_modules())
     tracer = SymbolicTracer(leaves, inputs, registries)
     try:
-        with seeded(place_and_dtype(model)[0]), followed_functions(tracer.followed, lambda: False):
+        with seeded(place_and_dtype(model)[0]), recorded_regions(tracer), recorded_functions(tracer):
             graph = tracer.trace(twin)
     except Exception as error:
-        raise UntraceableError(tracer.note("", error)) from error
+        raise UntraceableError(tracer.note("", error), bool(tracer.followed)) from error
+    detach_regions(graph, twin, tracer.without_gradient)
     gm = assemble(model, twin, graph)
     gm.meta["mbs_leaves"] = leaves.met(graph, model)
-    gm.meta["mbs_notes"] = notes_on(tracer.followed)
+    gm.meta["mbs_notes"] = tuple(tracer.told)
+    gm.meta["mbs_followed"] = tuple(sorted(tracer.followed))
     return gm

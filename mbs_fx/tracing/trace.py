@@ -3,9 +3,14 @@
 Semantics
 - Two strategies, in this order: *symbolic* (torch.fx's own, shapes unknown) and, where an example is given,
   *concrete* (``forward`` runs on shapes without numbers, so everything that shapes decide is decided). The
-  first graph that agrees with the model on the example is returned.
+  first graph that is the model in every trial is returned (`mbs_fx.tracing.verify`): outputs on the example, with
+  another batch, at another size, after all parameters were changed; gradients; the other mode.
+- Gradient modes, autocast regions and custom autograd functions are in the graph (`mbs_fx.tracing.regions`,
+  `mbs_fx.tracing.autograd`).  What a model keeps for its next call is computed in the graph
+  (`mbs_fx.tracing.caches`), a type that follows the parameters follows them there (`mbs_fx.tracing.dtypes`).
+- A size that the graph does not follow is noted, and the graph refuses others.
 - What decides by values or is not Python becomes a leaf automatically when nothing else works.
-- The graph holds for the mode that the model is in.
+- The graph holds for the mode that the model is in; where the other mode differs, a note says so.
 - Modules, parameters and buffers are shared with the model by reference, as torch.fx does it.  The model
   itself (modes, statistics, attributes) is not changed, nor is the random state.  Hooks of the model fire
   on copies of it.
@@ -15,12 +20,14 @@ Semantics
 ``gm.meta`` then holds
 - ``"mbs_tracing"``: the strategy that worked;
 - ``"mbs_leaves"``: path of every automatic leaf, with the reason;
-- ``"mbs_notes"``: what the graph does not show (another result in the other mode, a fixed batch size, ...).
+- ``"mbs_notes"``: what the graph does not show (another result in the other mode, a fixed batch size, ...); they
+  stand in `Analysis.notes` and `Plan.notes`, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,48 +35,97 @@ import torch
 from torch import fx, nn
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.shapes.graph_inputs import carry_inputs
-from mbs_fx.tracing.check import RunError, copied, disagreement, outputs
-from mbs_fx.tracing.concrete import trace_concretely
+from mbs_fx.tracing.caches import Caches
+from mbs_fx.tracing.concrete import FIXED_BATCH, trace_concretely
+from mbs_fx.tracing.dtypes import follow_types
 from mbs_fx.tracing.example import Example, arguments, example_of
+from mbs_fx.tracing.guards import refuse_others
 from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, leaves_of
 from mbs_fx.tracing.symbolic import trace_symbolically
+from mbs_fx.tracing.verify import Verdict, Verifier
 
-Strategy = Callable[[nn.Module], fx.GraphModule]
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+RESERVED = ("graph", "code", "meta")
 
 
-def trace(model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[nn.Module]] = ()) -> fx.GraphModule:
+@collector_paused()
+def trace(
+    model: nn.Module, example: Any = None, *, leaves: Iterable[str | type[nn.Module]] = (), verify: bool = True
+) -> fx.GraphModule:
     """Trace ``model`` into a GraphModule that shares its parameters.
 
-    ``example`` is an input tensor, its shape (a tuple of ints), a tuple of tensors for several inputs, or a
-    dict of keyword inputs; with it the trace is checked numerically against the model and may use concrete
-    shapes.
-    ``leaves`` are module paths or classes to keep as single nodes.
+    Args:
+        model: a module in the mode that the graph is for; a GraphModule is returned as it is.
+        example: an input tensor, its shape (a tuple of ints), a tuple of tensors for several inputs, or a dict of
+            keyword inputs.  With it the trace is verified against the model and may use concrete shapes.
+        leaves: module paths or classes to keep as single nodes.
+        verify: False leaves out all comparisons, for models that are known to trace.
+
+    Raises:
+        MBSError: the model fails on the example, or no graph is the model; the message says how each differs.
+
     """
     if isinstance(model, fx.GraphModule) and not calls_graphs(model):
         return model
     _require_traceable(model)
     chosen = leaves_of(model, leaves)
     inputs = example_of(model, example)
-    expected = None if inputs is None else _expected(model, inputs)
+    given = arguments(model, inputs)
     wrong: dict[str, str] = {}
-    for name, strategy in _strategies(model, inputs, chosen):
-        try:
-            gm = strategy(model)
-        except UntraceableError as stop:
-            wrong.setdefault(_where(model, stop.failure), name)
-            continue
-        difference = "" if inputs is None else _difference(expected, gm, inputs)
-        if difference:
-            wrong[f"the graph does not compute what the model computes, {difference}"] = name
-            continue
-        gm.meta["mbs_tracing"] = name
-        if inputs is not None:
-            gm.meta["mbs_notes"] += _notes(model, gm, inputs, strategy)
-            carry_inputs(gm, [argument.value for argument in arguments(model, inputs)])
-        return gm
+    with torch.inference_mode(False):
+        verifier = Verifier(model, inputs) if verify and inputs is not None else None
+        for name, strategy in _strategies(inputs):
+            found = _attempt(partial(strategy, leaves=chosen), model, inputs, verifier, name, wrong)
+            if found is None:
+                continue
+            gm, verdict, retrace = found
+            gm.meta["mbs_tracing"] = name
+            if verifier is not None and verifier.has_varied_batch:
+                gm.meta["mbs_notes"] = tuple(n for n in gm.meta["mbs_notes"] if not n.startswith(FIXED_BATCH))
+            gm.meta["mbs_notes"] += follow_types(gm, model, inputs, retrace)
+            if inputs is not None:
+                fixed = [argument for argument in given if argument.is_constant]
+                gm.meta["mbs_notes"] += tuple(f"the input {a.name} is fixed to {a.value!r}" for a in fixed)
+                carry_inputs(gm, [argument.value for argument in given])
+                refuse_others(gm, verdict.fixed)
+            gm.meta["mbs_notes"] = tuple(dict.fromkeys((*gm.meta["mbs_notes"], *verdict.notes)))
+            return gm
     raise MBSError(_untraceable(model, wrong, inputs))
+
+
+def _attempt(
+    strategy: Callable[..., fx.GraphModule],
+    model: nn.Module,
+    inputs: Example | None,
+    verifier: Verifier | None,
+    name: str,
+    wrong: dict[str, str],
+) -> tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]] | None:
+    """The graph of one strategy, with custom autograd functions kept or caches of another size where that helps."""
+    functions, caches = verifier is None, () if verifier is None else verifier.caches
+    held: tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]] | None = None
+    while True:
+        retrace = partial(strategy, functions=functions, caches=caches)
+        try:
+            gm = retrace(model, inputs)
+        except UntraceableError as stop:
+            if stop.followed and not functions:
+                functions = True
+                continue
+            wrong.setdefault(_where(model, stop.failure), name)
+            return held
+        verdict = Verdict() if verifier is None else verifier.verdict(gm, retrace)
+        if verdict.wrong and verdict.in_gradients and gm.meta["mbs_followed"] and not functions:
+            functions = True
+            continue
+        if verdict.wrong:
+            wrong.setdefault(verdict.wrong, name)
+            return held
+        if held is not None or not verdict.left_behind:
+            return held if held is not None and verdict.fixed else (gm, verdict, retrace)
+        held, caches = (gm, verdict, retrace), verdict.left_behind
 
 
 def calls_graphs(gm: fx.GraphModule) -> bool:
@@ -86,38 +142,39 @@ def _require_traceable(model: object) -> None:
         raise MBSError(f"{name} is a TorchScript module, which cannot be traced; pass the Python module behind it")
     if name in WRAPPERS:
         raise MBSError(f"the model is wrapped in {name}; pass the model inside, model.{WRAPPERS[name]}")
+    taken = next((child for child in RESERVED if child in model._modules), None)
+    if taken is not None:
+        raise MBSError(
+            f"{name} has a submodule {taken!r}, a name that torch.fx needs for itself: rename the submodule, or trace "
+            f"the parts of {name} one by one"
+        )
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise MBSError(f"{name} has lazy layers, whose shapes are not known yet; run it once on an input first")
 
 
-def _expected(model: nn.Module, inputs: Example) -> Any:
-    arguments(model, inputs)
-    try:
-        return outputs(model, inputs)
-    except RunError as error:
-        raise MBSError(
-            f"{type(model).__name__} itself fails on the example: {error}; check the example's shape, dtype and device"
-        ) from error
-
-
-def _strategies(model: nn.Module, inputs: Example | None, leaves: Leaves) -> Iterator[tuple[str, Strategy]]:
-    given = arguments(model, inputs)
-
-    def symbolic(model: nn.Module) -> fx.GraphModule:
-        return trace_symbolically(model, given, leaves)
-
-    def whole(model: nn.Module) -> fx.GraphModule:
-        attempt = partial(trace_symbolically, model, given, registries=True)
-        return _with_automatic_leaves(attempt, model, leaves)
-
-    yield "symbolic", symbolic
+def _strategies(inputs: Example | None) -> Iterator[tuple[str, Callable[..., fx.GraphModule]]]:
+    yield "symbolic", _symbolic
     if inputs is not None:
-        yield "concrete", partial(_concrete, inputs, leaves)
-    yield "symbolic with automatic leaves", whole
+        yield "concrete", _concrete
+    yield "symbolic with automatic leaves", _symbolic_with_leaves
 
 
-def _concrete(inputs: Example, leaves: Leaves, model: nn.Module) -> fx.GraphModule:
-    return _with_automatic_leaves(partial(trace_concretely, model, inputs), model, leaves)
+def _symbolic(
+    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches
+) -> fx.GraphModule:
+    return trace_symbolically(model, arguments(model, inputs), replace(leaves, functions=functions), caches=caches)
+
+
+def _concrete(model: nn.Module, inputs: Example, leaves: Leaves, functions: bool, caches: Caches) -> fx.GraphModule:
+    attempt = partial(trace_concretely, model, inputs, caches=caches)
+    return _with_automatic_leaves(attempt, model, replace(leaves, functions=functions))
+
+
+def _symbolic_with_leaves(
+    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches
+) -> fx.GraphModule:
+    attempt = partial(trace_symbolically, model, arguments(model, inputs), registries=True, caches=caches)
+    return _with_automatic_leaves(attempt, model, replace(leaves, functions=functions))
 
 
 def _with_automatic_leaves(
@@ -131,40 +188,6 @@ def _with_automatic_leaves(
             if stop.failure.path in ("", *leaves.automatic):
                 raise
             leaves = leaves.after(stop.failure, model)
-
-
-def _difference(expected: Any, gm: fx.GraphModule, inputs: Example, training: bool | None = None) -> str:
-    try:
-        return disagreement(expected, outputs(gm, inputs, training))
-    except RunError as error:
-        return f"it fails: {error}"
-
-
-def _notes(model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy) -> tuple[str, ...]:
-    fixed = [argument for argument in arguments(model, inputs) if argument.is_constant]
-    notes = tuple(f"the input {argument.name} is fixed to {argument.value!r}" for argument in fixed)
-    return notes + _notes_on_mode(model, gm, inputs, strategy)
-
-
-def _notes_on_mode(model: nn.Module, gm: fx.GraphModule, inputs: Example, strategy: Strategy) -> tuple[str, ...]:
-    """Whether the graph computes what the model computes in the mode that was not traced, and if not, why."""
-    training = not model.training
-    mode = "training" if training else "evaluation"
-    try:
-        expected = outputs(model, inputs, training)
-    except RunError as error:
-        return (f"{mode} mode could not be checked, the model itself fails in it on the example: {error}",)
-    difference = _difference(expected, gm, inputs, training)
-    if not difference:
-        return ()
-    try:
-        cause = _difference(expected, strategy(copied(model).train(training)), inputs, training)
-    except UntraceableError as stop:
-        cause = _where(model, stop.failure)
-    note = f"the graph is not the model in {mode} mode: {difference}"
-    if cause:
-        return (f"{note}; a graph traced in {mode} mode is not either: {cause}",)
-    return (f"{note}; tracing fixed the mode, and a graph traced in {mode} mode agrees",)
 
 
 def _where(model: nn.Module, failure: Failure) -> str:

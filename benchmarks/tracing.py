@@ -1,0 +1,82 @@
+"""`mbs_fx.trace` with all its checks, beside torch.fx's own trace and eight forward passes of the network.
+
+    python benchmarks/tracing.py [--runs 3] [--only REGEX]
+
+The second figure is that of torch.fx where it can trace the network at all; otherwise that of eight forward passes
+alone.  Both sides run in this process, in turn; the smallest ratio of user CPU time counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+import torchvision
+from coverage import build
+from tabulate import tabulate
+
+import mbs_fx
+from mbs_fx.sample import resnet
+
+NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "ResNet-18": (torchvision.models.resnet18, (2, 3, 224, 224)),
+    "ResNet-50": (torchvision.models.resnet50, (2, 3, 224, 224)),
+    "DenseNet-201": (torchvision.models.densenet201, (2, 3, 224, 224)),
+    "MobileNetV2": (torchvision.models.mobilenet_v2, (2, 3, 224, 224)),
+    "ShuffleNetV2": (torchvision.models.shufflenet_v2_x1_0, (2, 3, 224, 224)),
+    "GoogLeNet": (lambda: build("torchvision/googlenet"), (2, 3, 224, 224)),
+    "CIFAR ResNet-110": (lambda: resnet(110), (1, 3, 32, 32)),
+    "CIFAR ResNet-1202": (lambda: resnet(1202), (1, 3, 32, 32)),
+}
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """CPU seconds of one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def plain(net: torch.nn.Module, shape: tuple[int, ...]) -> float:
+    """torch.fx's own trace, where it can, and eight forward passes."""
+
+    def work() -> None:
+        with suppress(Exception):
+            torch.fx.symbolic_trace(net)
+        x = torch.randn(shape)
+        with torch.no_grad():
+            for _ in range(8):
+                net(x)
+
+    return seconds(work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="", help="regular expression on names")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    mbs_fx.trace(torchvision.models.squeezenet1_1().eval(), (1, 3, 64, 64))
+    rows: list[list[Any]] = []
+    for name, (make, shape) in NETWORKS.items():
+        if not re.search(args.only, name):
+            continue
+        net = make().eval()
+        pairs = [(seconds(partial(mbs_fx.trace, net, shape)), plain(net, shape)) for _ in range(args.runs)]
+        ours, theirs = min(pairs, key=lambda pair: pair[0] / pair[1])
+        rows.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"])
+    print(tabulate(rows, ["network", "mbs_fx.trace, s", "torch.fx + 8 passes, s", "ratio"], tablefmt="github"))
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
