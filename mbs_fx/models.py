@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -54,7 +55,7 @@ def resolve(spec: str, weights: str | Path | None = None) -> Source:
         source = BUILDERS[kind](name, weights is None)
     else:
         forms = ", ".join(f"{kind}/NAME" for kind in BUILDERS)
-        raise MBSError(f"{spec!r} does not name a network; use {forms} or path/to/file.py:factory")
+        raise MBSError(f"{spec!r} does not name a network{_meant(spec)}; use {forms} or path/to/file.py:factory")
     if weights is not None and str(weights) != "none":
         load_weights(source.model, weights)
     source.model.eval()
@@ -123,7 +124,10 @@ def _from_torchvision(name: str, trained: bool) -> Source:
     from torchvision import models
 
     if name not in models.list_models():
-        raise MBSError(f"torchvision has no network {name!r}; torchvision.models.list_models() names them")
+        raise MBSError(
+            f"torchvision has no network {name!r}{_meant('torchvision/' + name)}; torchvision.models.list_models() "
+            "names them"
+        )
     given: dict[str, Any] = {"weights": "DEFAULT" if trained else None}
     if not trained and "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         given["weights_backbone"] = None  # segmentation and detection fetch those of their backbone otherwise
@@ -142,7 +146,7 @@ def _from_timm(name: str, trained: bool) -> Source:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        raise MBSError(f"timm has no network {name!r}; timm.list_models() names them")
+        raise MBSError(f"timm has no network {name!r}{_meant('timm/' + name)}; timm.list_models() names them")
     with _fetching(f"timm/{name}"):
         model = timm.create_model(name, pretrained=trained)
     code = ("import timm", f"model = timm.create_model({name!r})")
@@ -175,6 +179,25 @@ BUILDERS: Mapping[str, Callable[[str, bool], Source]] = {
     "timm": _from_timm,
     "sample": _from_sample,
 }
+
+
+def _meant(spec: str) -> str:
+    """The known names closest to what was written, as a question; empty where none is close."""
+    from torchvision import models
+
+    known = [f"torchvision/{name}" for name in models.list_models()] + ["sample/resnet20"]
+    if importlib.util.find_spec("timm") is not None:
+        import timm
+
+        known += [f"timm/{name}" for name in timm.list_models()]
+    exact = [name for name in known if name.partition("/")[2] == spec]
+    near = exact or get_close_matches(spec, known, 3, 0.75)
+    if not near and "/" not in spec:
+        names = dict.fromkeys(name.partition("/")[2] for name in known)
+        near = [
+            name for close in get_close_matches(spec, names, 3, 0.75) for name in known if name.endswith(f"/{close}")
+        ]
+    return f" ({', '.join(near[:3])}?)" if near else ""
 
 
 def _prepared(size: int, mean: Any, std: Any) -> Preparation:

@@ -111,12 +111,18 @@ def test_what_the_caller_decides_stays_and_the_rest_is_searched():
     assert plan.params[1] <= 0.8 * plan.params[0]
 
 
+@pytest.mark.parametrize(("number", "share"), [(0.5, "50%"), (50, "50%"), (1, "1%"), (100, "100%")])
+def test_a_number_that_looks_like_a_share_is_asked_about(number, share):
+    with pytest.raises(MBSError, match=f'max_flops = {number} is an amount, of 40,550,400: did you mean "{share}"'):
+        mbs_fx.plan(nets.analysis("resnet20"), max_flops=number)
+
+
 @pytest.mark.parametrize("argument", sorted(COSTS))
 def test_an_unreachable_budget_states_the_smallest(argument):
     analysis = nets.analysis("resnet20")
     least, most = (getattr(mbs_fx.sweep(analysis)[i], COSTS[argument])[1] for i in (-1, 0))
-    with pytest.raises(MBSError, match=f"{argument} = 9: the smallest that can be reached is {least:,} of {most:,}"):
-        mbs_fx.plan(analysis, **{argument: 9})
+    with pytest.raises(MBSError, match=f"{argument} = 900: the smallest that can be reached is {least:,} of {most:,}"):
+        mbs_fx.plan(analysis, **{argument: 900})
     assert getattr(mbs_fx.plan(analysis, **{argument: least}), COSTS[argument])[1] == least
 
 

@@ -99,6 +99,8 @@ def _unreachable(
     for cost, limit in limits.items():
         if limit < math.inf:
             amount, least = getattr(budgets, cost), int(spent[cost].min())
+            if (share := _share_meant(amount)) and before[cost] > 100:
+                return f'{_argument(cost)} = {amount} is an amount, of {before[cost]:,}: did you mean "{share}"?'
             lines.append(
                 f"{_argument(cost)} = {amount}: the smallest that can be reached is {least:,} of {before[cost]:,} "
                 f"({least / max(1, before[cost]):.2%})"
@@ -107,6 +109,14 @@ def _unreachable(
         ". No scaling factor falls to one half (Eq. 9), and what keeps its width stays: reduce the reduced network "
         "again after retraining (docs/budgets.md), or allow more"
     )
+
+
+def _share_meant(amount: Amount) -> str:
+    """The share that a number may stand for: 0.5 and 50 are both "50%" to somebody.  Empty for other amounts."""
+    text = str(amount)
+    value = math.inf if "%" in text else float(text)
+    share = 100 * value if value < 1 else value
+    return f"{share:g}%" if share <= 100 else ""
 
 
 def _plan_at(problem: Problem, e_base: float, most: float | None, notes: Sequence[str] = ()) -> Plan:
