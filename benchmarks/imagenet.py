@@ -19,25 +19,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 import mbs_fx
 from mbs_fx.folder import Preparation
 from mbs_fx.models import resolve
 from mbs_fx.runtime.devices import usable
-
-
-def training_view(preparation: Preparation) -> v2.Transform:
-    """A random crop of random size, flipped at random."""
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(preparation.size, antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(preparation.mean), list(preparation.std)),
-        ]
-    )
 
 
 def weight_decay(model: nn.Module) -> float:
@@ -88,7 +74,7 @@ def main() -> None:
     preparation = source.preparation
     if args.size:
         preparation = Preparation(args.size, preparation.mean, preparation.std)
-    train = ImageFolder(args.data / "train", training_view(preparation))
+    train = ImageFolder(args.data / "train", preparation.augmentation())
     test = ImageFolder(args.data / "val", preparation.transform())
     measured = ImageFolder(args.data / "train", preparation.transform())
 

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = """
     errors algorithm
     results
-    runtime
+    runtime folder
     operations
     shapes
     tracing
@@ -32,7 +32,7 @@ ORDER = """
     training
     pictures
     reducing passes
-    folder sample
+    sample
     models
     __init__
     cli

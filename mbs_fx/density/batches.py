@@ -28,7 +28,10 @@ TRAINING = (v.DROPOUT, v.BATCH_NORM)
 
 @dataclass(frozen=True)
 class Batch:
-    """Input tensors of one size, and the number of each image in its set (or in the order of reading)."""
+    """Input tensors of one size, and the number of each image in its set (or in the order of reading).
+
+    Without inputs: images that could not be read.
+    """
 
     inputs: tuple[Tensor, ...]
     indices: tuple[int, ...]
@@ -103,18 +106,21 @@ class Signature:
         return picked
 
     def stack(self, items: Sequence[Any], indices: Sequence[int]) -> list[Batch]:
-        """Single images as batches, one for each size among them."""
+        """Single images as batches, one for each size among them, and one for the items that are None."""
+        missing = tuple(index for item, index in zip(items, indices, strict=True) if item is None)
+        there = [(item, index) for item, index in zip(items, indices, strict=True) if item is not None]
         sizes: dict[tuple[torch.Size, ...], list[int]] = {}
-        picked = [self._single(item, index) for item, index in zip(items, indices, strict=True)]
+        picked = [self._single(item, index) for item, index in there]
         for place, tensors in enumerate(picked):
             sizes.setdefault(tuple(t.shape for t in tensors), []).append(place)
-        return [
+        stacked = [
             Batch(
                 tuple(torch.stack([picked[i][k] for i in places]) for k in range(len(self.names))),
-                tuple(indices[i] for i in places),
+                tuple(there[i][1] for i in places),
             )
             for places in sizes.values()
         ]
+        return [*stacked, Batch((), missing)] if missing else stacked
 
     def _single(self, item: Any, index: int) -> tuple[Tensor, ...]:
         picked = self._pick(item)

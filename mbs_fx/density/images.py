@@ -8,6 +8,7 @@ Semantics
 - An item is a tensor, a pair (image, label), or a dict; the graph's placeholders say how many tensors it
   takes and what they are called.  Items with one axis less than a batch are single images and are stacked
   by size.
+- A set of single images may give None for one that cannot be read: it is left out and counted.
 - Batch k is the same batch whoever reads it: with several ranks, rank r of w reads batches r, r + w, ...  The
   numbers that transforms draw in this process depend on the seed and k; those drawn in workers do not.
 """
@@ -101,7 +102,7 @@ def open_images(images: Any, signature: Signature, request: Request) -> ImageRea
         size = len(cast("Sized", images))
         if not size:
             raise MBSError("no images: the given set is empty")
-        if isinstance(images, Tensor) or signature.is_single(_first(images)):
+        if isinstance(images, Tensor) or (first := _first(images)) is None or signature.is_single(first):
             return _sampled(images, range(size), signature, request)
         images = _Items(images)
     return _in_order(images, signature, request)
@@ -122,8 +123,9 @@ def _is_sequence(images: Any) -> bool:
 
 
 def _first(images: Any) -> Any:
+    """The first item that can be read; None where there is none."""
     try:
-        return images[0]
+        return next((item for i in range(len(images)) if (item := images[i]) is not None), None)
     except Exception as error:
         raise _failure(error, 0, 0) from error
 
@@ -253,8 +255,6 @@ def _next(items: Iterator[Any], number: int, seen: int) -> Any:
     """The next item, or `END`."""
     try:
         return next(items, END)
-    except MBSError:
-        raise
     except Exception as error:
         raise _failure(error, number, seen) from error
 
@@ -284,4 +284,13 @@ def is_death(error: Exception) -> bool:
 
 
 def _failure(error: Exception, number: int, seen: int) -> MBSError:
-    return MBSError(f"reading images failed at batch {number}, after {seen} images: {type(error).__name__}: {error}")
+    """One line: what this package said of an image, as it is; anything else with where it happened.
+
+    An error of a loader's worker has the traceback of the worker as its text, and the error as the last line of it.
+    """
+    name = type(error).__name__
+    said = next(reversed(str(error).strip().splitlines()), "") if "Original Traceback" in str(error) else str(error)
+    said = said.partition(f"{name}: ")[2] or said
+    if isinstance(error, MBSError):
+        return MBSError(said)
+    return MBSError(f"reading images failed at batch {number}, after {seen} images: {name}: {said}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from mbs_fx.density.stopping_rule import StoppingRule, factors
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.results.analysis import Analysis
-from mbs_fx.results.density import Density, fingerprint
+from mbs_fx.results.density import FEWEST, Density, few, fingerprint
 from mbs_fx.results.tables import size_text
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.ranks import Ranks, join
@@ -45,6 +45,8 @@ Read = tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]
 
 LOOKED_AT = 0.99
 """The confidence of the intervals in the result where ``confidence`` is None."""
+
+SKIPPED = "could not be read, or gave values that are not finite"
 
 
 @workers_watched
@@ -169,13 +171,18 @@ def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) 
     first: list[Numbered] = []
 
     def peek() -> Read | None:
-        first.extend(islice(stream, 1))
-        read = first[0][1][0].inputs if first else ()
-        return (tuple(tuple(t.shape) for t in read), types_of(read)) if first else None
+        for item in stream:
+            first.append(item)
+            read = next((batch.inputs for batch in item[1] if batch.inputs), None)
+            if read is not None:
+                return tuple(tuple(t.shape) for t in read), types_of(read)
+        return None
 
     inputs = next((inputs for inputs in ranks.together(peek) if inputs is not None), None)
     if inputs is None:
-        raise MBSError("no images: the loader or iterable is empty")
+        missing = sum(len(batch) for _, batches in first for batch in batches)
+        unread = f"none of {missing} can be read" if missing else "the loader or iterable is empty"
+        raise MBSError(f"no images: {unread}")
     return chain(first, stream), inputs
 
 
@@ -207,7 +214,7 @@ def _result(outcome: Outcome, rule: StoppingRule, columns: Columns, source: Imag
     if not moments.images:
         if outcome.interrupted:
             raise KeyboardInterrupt
-        raise MBSError(f"no image was left: all {moments.skipped} gave values that are not finite")
+        raise MBSError(f"no image was left: all {moments.skipped} {SKIPPED}")
     if outcome.ended and population is None and (limit is None or read < limit):
         population = read
     whole = {c.activation: k for k, c in enumerate(columns.columns) if c.positions is None}
@@ -231,7 +238,9 @@ def _notes(density: Density, columns: Columns, source: ImageReader, limit: int |
     """What a reader of the result should know."""
     read = density.images + density.skipped
     if density.skipped:
-        yield f"{density.skipped} images gave values that are not finite and were left out"
+        yield f"{density.skipped} images were left out: they {SKIPPED}"
+    if density.images < FEWEST:
+        yield few(density.images)
     dense = {j for j, members in enumerate(columns.members) if not members}
     silent = sum(j in dense for j in density.index.values())
     if silent:

@@ -67,7 +67,10 @@ class Meter:
         """Queue one batch; several groups where its images differ in size.  After Ctrl-C nothing of it is left."""
         try:
             for group in groups:
-                self._run(number, group)
+                if group.inputs:
+                    self._run(number, group)
+                else:
+                    self._blocks.append(self._missing(number, len(group)))
         except KeyboardInterrupt:
             self._pending = [p for p in self._pending if p.number != number]
             self._blocks = [b for b in self._blocks if b.number != number]
@@ -78,6 +81,11 @@ class Meter:
         self._read()
         blocks, self._blocks = self._blocks, []
         return blocks
+
+    def _missing(self, number: int, images: int) -> Block:
+        """Images that could not be read."""
+        columns = len(self.columns.columns)
+        return Block(number, np.zeros((0, columns), np.int64), np.zeros(columns, np.int64), images)
 
     def _run(self, number: int, batch: Batch) -> None:
         start = 0

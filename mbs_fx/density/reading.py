@@ -22,8 +22,9 @@ from mbs_fx.density.images import workers_watched
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.progress import Interrupt, Progress, interruptible
 from mbs_fx.density.statistics import Block, Moments
-from mbs_fx.density.stopping_rule import FEWEST, StoppingRule
+from mbs_fx.density.stopping_rule import StoppingRule
 from mbs_fx.errors import MBSError
+from mbs_fx.results.density import FEWEST
 from mbs_fx.runtime.ranks import Ranks
 
 QUEUE = 8

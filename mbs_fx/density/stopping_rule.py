@@ -34,14 +34,11 @@ from mbs_fx.algorithm import (
 )
 from mbs_fx.density.statistics import Moments
 from mbs_fx.results.analysis import Analysis, Stream
-from mbs_fx.results.density import Density, Interval
+from mbs_fx.results.density import FEWEST, Density, Interval
 from mbs_fx.results.stream_widths import targets
 
 TYPICAL = 128
 """The number of images at which the intervals are tightest for their confidence."""
-
-FEWEST = 32
-"""No decision on fewer images: means must be close to normal."""
 
 CLEARLY = 1e-7
 """Above the value of beta where a width changes; rounding is a hundredth of this."""

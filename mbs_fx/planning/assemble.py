@@ -14,7 +14,7 @@ from mbs_fx.planning.allocation import check_had, partners
 from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import Overrides
 from mbs_fx.results.analysis import Analysis, Macroblock, Stream
-from mbs_fx.results.density import Density
+from mbs_fx.results.density import FEWEST, Density, few
 from mbs_fx.results.plan import MacroblockPlan, Plan
 from mbs_fx.results.tables import listed, size_text
 
@@ -177,6 +177,10 @@ def _doubts(density: Density, analysis: Analysis, point: Point) -> Iterator[str]
     """Notes on what a measurement leaves open."""
     if density.partial:
         yield f"the measurement was cut short after {density.images} images"
+    if density.skipped:
+        yield f"{density.skipped} images were left out of the measurement"
+    if density.images < FEWEST:
+        yield few(density.images)
     planned = [m.spatial_size for m in analysis.macroblocks]
     seen = {i.macroblock: i.spatial_size for i in density.intervals}
     moved = next((size_text(size) for m, size in seen.items() if planned[m : m + 1] != [size]), "")

@@ -7,6 +7,7 @@ Semantics
   uncertainty of anything computed from densities follows for every threshold z without reading the images
   again.
 - ``nonzero`` and ``elements`` are exact totals over all images, per activation node.
+- ``skipped`` images were left out: their files could not be read, or they gave values that are not finite.
 - ``stderr`` is the standard deviation over images divided by the square root of their number.
   ``population`` is the size of the set that the images were drawn from, where it is known: the intervals
   narrow with the share of it that was read.
@@ -35,6 +36,9 @@ from mbs_fx.results.tables import lines_html, paragraph_html, size_text, table_h
 
 FORMAT = "mbs_fx.density"
 VERSION = 1
+
+FEWEST = 32
+"""No decision on fewer images: means must be close to normal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,12 @@ class Density:
             return Density.from_json(text)
         except MBSError as error:
             raise MBSError(f"{path}: {error}") from error
+
+
+def few(images: int) -> str:
+    """What is to be said of a measurement on fewer than `FEWEST` images."""
+    read = "1 image was" if images == 1 else f"{images} images were"
+    return f"only {read} read: the widths hold for these, not for others like them; give at least {FEWEST}"
 
 
 def fingerprint(analysis: Analysis) -> str:
