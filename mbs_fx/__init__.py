@@ -1,31 +1,34 @@
-"""mbs_fx: shrink any CNN, macroblock by macroblock (MBS as passes over torch.fx)."""
+"""mbs_fx: shrink any CNN, macroblock by macroblock (MBS as passes over torch.fx).
+
+Every public name is imported when it is first used: ``import mbs_fx`` does not import torch.
+"""
 
 from typing import TYPE_CHECKING, Any
 
-from mbs_fx.density.measure import measure
 from mbs_fx.errors import MBSError
-from mbs_fx.macroblocks.analyze import analyze
-from mbs_fx.operations.register import register_operation
-from mbs_fx.planning.plan import plan
-from mbs_fx.planning.sweep import sweep
-from mbs_fx.reducing import reduce
-from mbs_fx.results.analysis import Analysis
-from mbs_fx.results.density import Density
-from mbs_fx.results.plan import Plan
-from mbs_fx.results.reconstruction import Reconstruction
-from mbs_fx.results.sweep import Sweep
-from mbs_fx.rewriting.latency import latency_of
-from mbs_fx.rewriting.optimizer import carry_optimizer
-from mbs_fx.rewriting.rewrite import rewrite
-from mbs_fx.rewriting.saving import load, save
-from mbs_fx.tracing.trace import trace
 
 if TYPE_CHECKING:
+    from mbs_fx.density.measure import measure
+    from mbs_fx.macroblocks.analyze import analyze
+    from mbs_fx.operations.register import register_operation
     from mbs_fx.pictures.draw import draw
     from mbs_fx.pictures.export import to_networkx
     from mbs_fx.pictures.plots import plot
     from mbs_fx.pictures.report import write_report
+    from mbs_fx.planning.plan import plan
+    from mbs_fx.planning.sweep import sweep
     from mbs_fx.reconstruction.reconstruct import reconstruct
+    from mbs_fx.reducing import reduce
+    from mbs_fx.results.analysis import Analysis
+    from mbs_fx.results.density import Density
+    from mbs_fx.results.plan import Plan
+    from mbs_fx.results.reconstruction import Reconstruction
+    from mbs_fx.results.sweep import Sweep
+    from mbs_fx.rewriting.latency import latency_of
+    from mbs_fx.rewriting.optimizer import carry_optimizer
+    from mbs_fx.rewriting.rewrite import rewrite
+    from mbs_fx.rewriting.saving import load, save
+    from mbs_fx.tracing.trace import trace
     from mbs_fx.training.recipe import Recipe
     from mbs_fx.training.retrain import retrain
 
@@ -59,24 +62,43 @@ __all__ = [
     "write_report",
 ]
 
-_ON_DEMAND = {
-    "draw": "pictures.draw",
-    "plot": "pictures.plots",
-    "to_networkx": "pictures.export",
-    "write_report": "pictures.report",
+_HOMES = {
+    "Analysis": "results.analysis",
+    "Density": "results.density",
+    "Plan": "results.plan",
     "Recipe": "training.recipe",
+    "Reconstruction": "results.reconstruction",
     "reconstruct": "reconstruction.reconstruct",
+    "Sweep": "results.sweep",
+    "analyze": "macroblocks.analyze",
+    "carry_optimizer": "rewriting.optimizer",
+    "draw": "pictures.draw",
+    "latency_of": "rewriting.latency",
+    "load": "rewriting.saving",
+    "measure": "density.measure",
+    "plan": "planning.plan",
+    "plot": "pictures.plots",
+    "reduce": "reducing",
+    "register_operation": "operations.register",
     "retrain": "training.retrain",
+    "rewrite": "rewriting.rewrite",
+    "save": "rewriting.saving",
+    "sweep": "planning.sweep",
+    "to_networkx": "pictures.export",
+    "trace": "tracing.trace",
+    "write_report": "pictures.report",
 }
+"""Public name to the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:
-    """Pictures, training and reconstruction are imported when they are asked for."""
-    if name not in _ON_DEMAND:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"mbs_fx.{_ON_DEMAND[name]}"), name)
+    value = getattr(import_module(f"mbs_fx.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

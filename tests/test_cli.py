@@ -16,7 +16,8 @@ from torch import nn
 import mbs_fx
 from mbs_fx import sample
 from mbs_fx.cli import main
-from mbs_fx.cli.files import outputs
+from mbs_fx.cli.session import outputs
+from mbs_fx.density.meter import Meter
 
 TINY = """
 from torch import nn
@@ -135,16 +136,26 @@ def test_weights_from_a_file_reach_the_small_network(run, workplace: Path):
     assert all((p == 0.25).all() for p in loaded(json.loads(out)["code"]).parameters())
 
 
-def test_a_threshold_beyond_every_receptive_field_removes_nothing(run):
-    _, out, _ = run("reduce", "--z", "100", "--json")
-    plan = json.loads(out)["plan"]
+def test_where_nothing_can_be_reduced_nothing_is_written(run, workplace: Path):
+    code, out, err = run("reduce", "--z", "100")
+    assert (code, err) == (3, "")
+    assert "Nothing can be reduced: every receptive field stays within z = 100" in out
+    assert "retrain" not in out
+    assert [p.name for p in workplace.iterdir()] == ["net.py"]
+    plan = json.loads(run("reduce", "--z", "100", "--json")[1])["plan"]
     assert plan["params"][0] == plan["params"][1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet50"], "does not name a network"),
+        (["resnet50"], "does not name a network (torchvision/resnet50"),
+        (["torchvision/resnet5O"], "no network 'resnet5O' (torchvision/resnet50,"),
+        (["torchvison/resnet50"], "does not name a network (torchvision/resnet50,"),
+        (["--max-params", "0.5"], 'did you mean "50%"?'),
+        (["--max-flops", "50"], 'did you mean "50%"?'),
+        (["net.py:tiny", "--size", "16", "--device", "cpu"], "--device: no effect"),
+        (["net.py:tiny", "--size", "16", "--batch", "4", "--workers", "2"], "--batch, --workers: no effect"),
         (["net.py:absent"], "no function or class 'absent'"),
         (["net.py:untraceable", "--size", "16"], ""),
         (["net.py:linear", "--size", "16"], ""),
@@ -168,9 +179,78 @@ def test_what_cannot_be_done_is_said_in_one_line(run, workplace: Path, arguments
     assert [p.name for p in workplace.iterdir() if p.suffix in (".json", ".safetensors")] == []
 
 
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C at the third reading of a batch: `interruptible` takes it as it takes the signal."""
+    real, calls = Meter.run, []
+
+    def run(self: Meter, *given: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, *given)
+
+    monkeypatch.setattr(Meter, "run", run)
+
+
+@pytest.mark.parametrize("command", ["measure", "plan", "sweep", "reduce"])
+def test_ctrl_c_leaves_earlier_files_and_writes_beside_them(run, workplace: Path, interrupted, command: str):
+    (workplace / "resnet20-density.json").write_text("earlier")
+    before = set(workplace.iterdir())
+    code, out, err = run(command)
+    assert (code, out) == (130, "")
+    assert (
+        "interrupted after 32 images. Wrote what they gave to resnet20-density.partial.json" in err
+    )  # 2 batches of 16
+    assert set(workplace.iterdir()) - before == {workplace / "resnet20-density.partial.json"}
+    assert (workplace / "resnet20-density.json").read_text() == "earlier"
+    assert mbs_fx.Density.load(workplace / "resnet20-density.partial.json").partial
+
+
+def test_few_images_are_not_the_population(run, photos: Path):
+    small = ("net.py:tiny", "--images", "photos", "--size", "16")
+    sentence = "only 5 images were read: the widths hold for these, not for others like them"
+    assert sentence in run("measure", *small)[1]
+    assert sentence in run("reduce", *small)[1]
+
+
+@pytest.mark.parametrize("broken", [0, 3], ids=["first", "later"])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_cannot_be_read_is_named_or_skipped(
+    run, photos: Path, workplace: Path, broken: int, workers: str
+):
+    (photos / f"{broken}.png").write_bytes(b"no image")
+    small = ("measure", "net.py:tiny", "--images", "photos", "--size", "16", "--workers", workers)
+    code, _, err = run(*small)
+    assert code == 1
+    assert err.startswith(f"mbs-fx: error: photos/{broken}.png cannot be read as an image (")
+    assert err.count("\n") == 1
+    code, out, _ = run(*small, "--on-bad-image", "skip")
+    assert code == 0
+    assert "4 of 5 images" in out
+    assert "1 images were left out: they could not be read" in out
+    found = mbs_fx.Density.load(workplace / "tiny-density.json")
+    assert (found.images, found.skipped) == (4, 1)
+
+
+def test_where_no_image_can_be_read_that_is_said(run, photos: Path):
+    for file in photos.iterdir():
+        file.write_bytes(b"")
+    small = ("measure", "net.py:tiny", "--images", "photos", "--size", "16", "--on-bad-image")
+    assert run(*small, "skip")[2] == "mbs-fx: error: no images: none of 5 can be read\n"
+    assert "'raise' or 'skip'" in run(*small, "ignore")[2]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["reduce", "--batch", "0"], ["reduce", "--images", "nowhere"], ["reduce", "--size", "big"], ["shrink"]],
+    [
+        ["reduce", "--batch", "0"],
+        ["plan", "--round-to", "0"],
+        ["plan", "--round-to", "some"],
+        ["reduce", "--images", "nowhere"],
+        ["reduce", "--size", "big"],
+        ["shrink"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(run, arguments: list[str]):
     assert run(*arguments)[0] == 2
@@ -179,7 +259,10 @@ def test_a_wrong_command_line_exits_with_2(run, arguments: list[str]):
 def test_help_and_version(run):
     code, out, _ = run("reduce", "--help")
     assert code == 0
-    assert "--images" in out
+    assert [out.index(title) for title in ("Input", "How much", "What stays", "Output")] == sorted(
+        out.index(title) for title in ("Input", "How much", "What stays", "Output")
+    )
+    assert out.index("--images") < out.index("How much") < out.index("--max-params") < out.index("What stays")
     code, out, _ = run("--version")
     assert code == 0
     assert out[0].isdigit()
@@ -194,10 +277,29 @@ def test_the_installed_command_answers(workplace: Path):
     assert "MODEL" in answer.stdout
 
 
-def test_importing_the_package_leaves_the_rest_for_later():
-    script = "import sys, mbs_fx.cli; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert sorted({"torchvision", "PIL", "timm", "networkx"} & set(modules)) == []
+def test_help_imports_nothing_heavy():
+    script = """
+import sys
+from mbs_fx.cli import main
+try:
+    main(["reduce", "--help"])
+except SystemExit:
+    print("modules", *sys.modules)
+"""
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    modules = printed.partition("modules ")[2].split()
+    assert "mbs_fx.cli.reduce" in modules
+    assert sorted({"torch", "numpy", "torchvision", "PIL", "timm", "networkx"} & set(modules)) == []
+
+
+def test_the_package_is_a_program():
+    answer = subprocess.run([sys.executable, "-m", "mbs_fx", "--version"], capture_output=True, text=True, check=True)
+    assert answer.stdout == f"{mbs_fx.__version__}\n"
+
+
+def test_every_public_name_is_there():
+    for name in mbs_fx.__all__:
+        assert getattr(mbs_fx, name).__name__ == name
 
 
 def test_stems_folders_and_file_names_all_say_where_to_write(tmp_path: Path):

@@ -14,6 +14,7 @@ import torchvision
 import mbs_fx
 from mbs_fx import sample
 from mbs_fx.cli import main
+from mbs_fx.runtime.devices import block
 
 NET = """
 from torch import nn
@@ -137,6 +138,14 @@ def test_every_option_is_in_the_code_that_is_shown(run, workplace, arguments):
     assert {path: path.read_bytes() for path in made} == made
 
 
+def test_thresholds_and_blocks(run):
+    run("measure", "--max-images", "32", "--z", "0.8", "--z", "1.2", "--out", "d.json")
+    assert {i.z for i in mbs_fx.Density.load("d.json").intervals} == {0.8, 1.2}
+    made = json.loads(run("plan", "--density", "d.json", "--round-to", "auto", "--device", "cpu", "--json")[1])
+    multiple = block(torch.device("cpu"), torch.float32)
+    assert all(w % multiple == 0 or w == made["before"][path] for path, w in made["widths"].items())
+
+
 def test_weights_are_fetched_only_to_measure(run, monkeypatch):
     built = []
     monkeypatch.setattr(
@@ -159,7 +168,7 @@ def test_what_a_report_needs_is_looked_for_first(run, workplace, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", *MODEL, "--max-params", "1"], "smallest"),
+        (["plan", *MODEL, "--max-params", "101"], "smallest"),
         (["plan", *MODEL, "--max-params", "few"], "write a number, or a share"),
         (["plan", *MODEL, "--keep", "layer9.*"], "layer9"),
         (["plan", *MODEL, "--beta", "[0]=0.5", "--width", "[0]=5"], "[0]"),
@@ -184,6 +193,9 @@ def test_what_a_report_needs_is_looked_for_first(run, workplace, monkeypatch):
         (["plan", *MODEL, "--width", "[0]=9"], "9"),
         (["plan", *MODEL, "--max-params", "0%"], "0%"),
         (["draw", "net.bmp", *MODEL], ".bmp"),
+        (["plan", *MODEL, "--density", "new.json"], "this is a plan: use --plan"),
+        (["reduce", *MODEL, "--plan", "d.json"], "this is a density: use --density"),
+        (["reduce", *MODEL, "--plan", "new.json", "--device", "cpu"], "leave out device"),
         (["show", "net.py"], "not a file of mbs-fx"),
         (["show", "absent.json"], "cannot be read"),
     ],
@@ -191,6 +203,7 @@ def test_what_a_report_needs_is_looked_for_first(run, workplace, monkeypatch):
 )
 def test_what_cannot_be_done_is_said_in_one_line(run, workplace, arguments, message):
     (workplace / "new.json").write_text('{"format": "mbs_fx.plan", "version": 99}')
+    (workplace / "d.json").write_text('{"format": "mbs_fx.density", "version": 1}')
     code, _, err = run(*arguments)
     assert code == 1
     assert err.startswith("mbs-fx: error: ")

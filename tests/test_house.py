@@ -36,6 +36,7 @@ ORDER = """
     models
     __init__
     cli
+    __main__
 """
 # ``__init__`` stands for the public names, which the command line calls as everybody does.
 STEP = {room: step for step, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}

@@ -1,8 +1,8 @@
-"""The command line: ``mbs-fx COMMAND``, one module a command, with the words of the Python calls.
+"""The command line: ``mbs-fx COMMAND``, with the words of the Python calls.
 
-- Results go to standard output, progress and errors to standard error.
-- Exit codes: 0 done; 1 an `MBSError`, said in one line; 2 a wrong command line.
-- Nothing heavy is imported before a command runs, so that help and shell completion answer at once.
+- Results go to standard output; progress, notices and errors to standard error.
+- Exit codes: 0 done; 1 an `MBSError`, in one line; 2 a wrong command line; 3 nothing to reduce; 130 interrupted.
+- Nothing heavy is imported before a command runs: help and shell completion do not import torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,20 @@ from typing import Annotated
 
 import typer
 
-from mbs_fx.cli import analyze, draw, measure, plan, reduce, show, sweep
+from mbs_fx.cli import commands, reduce, retrain
 from mbs_fx.errors import MBSError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _command in (analyze.analyze, measure.measure, plan.plan, sweep.sweep, reduce.reduce, draw.draw, show.show):
+for _command in (
+    commands.analyze,
+    commands.measure,
+    commands.plan,
+    commands.sweep,
+    reduce.reduce,
+    retrain.retrain,
+    commands.draw,
+    commands.show,
+):
     app.command()(_command)
 
 
@@ -41,7 +50,7 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; always leaves by `SystemExit`."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="mbs-fx")
     except MBSError as error:
         print(f"mbs-fx: error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share: each is described once, here.
 
-Options that `mbs_fx.plan` takes are words of that call; `planning` turns them into its arguments.
+- ``--help`` groups them: what goes in, how much is removed, what stays, what comes out.
+- An option that was not given is None; options that `mbs_fx.plan` takes become its arguments by `planning`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,18 @@ from typing import Annotated, Any
 import typer
 
 from mbs_fx.errors import MBSError
+
+INPUT, AMOUNT, STAYS, OUTPUT = "Input", "How much", "What stays", "Output"
+
+
+def _multiple(text: str | int) -> int | str:
+    """What ``--round-to`` takes."""
+    if str(text) == "auto":
+        return "auto"
+    if not str(text).isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a whole number, at least 1, nor 'auto'")
+    return int(text)
+
 
 Model = Annotated[
     str,
@@ -26,63 +39,126 @@ Images = Annotated[
         exists=True,
         file_okay=False,
         help="Image files, at any depth. Without it every density counts as equal (p = 1).",
+        rich_help_panel=INPUT,
     ),
 ]
 DensityFile = Annotated[
-    Path | None, typer.Option("--density", metavar="FILE", help="What `mbs-fx measure` wrote, in place of images.")
+    Path | None,
+    typer.Option(
+        "--density", metavar="FILE", help="What `mbs-fx measure` wrote, in place of images.", rich_help_panel=INPUT
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
         help="safetensors or a state dict; 'none' for fresh weights. Default: the publisher's, downloaded.",
+        rich_help_panel=INPUT,
     ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="PIXELS",
+        help="Input size L. Default: what the network was trained at.",
+        rich_help_panel=INPUT,
+    ),
+]
+Batch = Annotated[int | None, typer.Option(min=1, help="Images read at a time. Default: 16.", rich_help_panel=INPUT)]
+MaxImages = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images read at most. Default: until the widths are settled.", rich_help_panel=INPUT),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Processes that read images. Default: none but this.", rich_help_panel=INPUT)
+]
+BadImage = Annotated[
+    str | None,
+    typer.Option(
+        "--on-bad-image",
+        metavar="raise|skip",
+        help="At an image file that cannot be read: stop, or leave it out and count it. Default: raise.",
+        rich_help_panel=INPUT,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to run. Default: cuda where there is one, else cpu.", rich_help_panel=INPUT),
 ]
 Z = Annotated[
     float | None,
     typer.Option(
-        "--z", help="Threshold z, in multiples of the input size L. Default: 1; with a budget, the largest that fits."
+        "--z",
+        help="Threshold z, in multiples of the input size L. Default: 1; with a budget, the largest that fits.",
+        rich_help_panel=AMOUNT,
     ),
 ]
 Settled = Annotated[
-    float | None, typer.Option("--z", help="Threshold whose widths are to be settled, in multiples of L. Default: 1.")
+    list[float] | None,
+    typer.Option(
+        "--z",
+        help="Threshold whose widths are to be settled, in multiples of L. Repeatable. Default: 1.",
+        rich_help_panel=AMOUNT,
+    ),
 ]
-Size = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="PIXELS", help="Input size L. Default: what the network was trained at."),
+MaxParams = Annotated[
+    str | None,
+    typer.Option(metavar="N|%", help="Budget of parameters: a number or a share (50%).", rich_help_panel=AMOUNT),
+]
+MaxFlops = Annotated[
+    str | None,
+    typer.Option(metavar="N|%", help="Budget of multiply-adds, for one image.", rich_help_panel=AMOUNT),
+]
+MaxBytes = Annotated[
+    str | None, typer.Option(metavar="N|%", help="Budget of the bytes of weights.", rich_help_panel=AMOUNT)
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(
+        "--max-latency-ms",
+        metavar="MS|%",
+        help="Budget of time for one image; candidates are timed.",
+        rich_help_panel=AMOUNT,
+    ),
+]
+Beta = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=β", help="Scaling factor in place of Algorithm 1. Repeatable.", rich_help_panel=AMOUNT),
+]
+Width = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=N", help="Width in place of a factor. Repeatable.", rich_help_panel=AMOUNT),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="Width that stays: module path, regex, size, or macroblock (m3). Repeatable.",
+        rich_help_panel=STAYS,
+    ),
 ]
 Opaque = Annotated[
     list[str] | None,
-    typer.Option(metavar="REGEX", help="Modules to scale as a whole, by path. Repeatable."),
+    typer.Option(metavar="REGEX", help="Modules to scale as a whole, by path. Repeatable.", rich_help_panel=STAYS),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail where channels cannot be followed.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images read at a time.")]
-MaxImages = Annotated[
-    int | None, typer.Option(min=1, help="Images read at most. Default: until the widths are settled.")
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail where channels cannot be followed.", rich_help_panel=STAYS)
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read images.")]
-Device = Annotated[
-    str | None, typer.Option(help="Where densities are measured. Default: cuda where there is one, else cpu.")
+RoundTo = Annotated[
+    Any,
+    typer.Option(
+        parser=_multiple,
+        metavar="N|auto",
+        help="Widths are multiples of N where groups allow it; auto: what the device computes in one block.",
+        rich_help_panel=STAYS,
+    ),
 ]
-MaxParams = Annotated[str | None, typer.Option(metavar="N|%", help="Budget of parameters: a number or a share (50%).")]
-MaxFlops = Annotated[str | None, typer.Option(metavar="N|%", help="Budget of multiply-adds, for one image.")]
-MaxBytes = Annotated[str | None, typer.Option(metavar="N|%", help="Budget of the bytes of weights.")]
-MaxLatency = Annotated[
-    str | None,
-    typer.Option("--max-latency-ms", metavar="MS|%", help="Budget of time for one image; candidates are timed."),
+MinWidth = Annotated[int, typer.Option(min=1, metavar="N", help="No scaled width is less.", rich_help_panel=STAYS)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.", rich_help_panel=OUTPUT)]
+ShowCode = Annotated[
+    bool, typer.Option("--show-code", help="Print the Python that does the same.", rich_help_panel=OUTPUT)
 ]
-RoundTo = Annotated[int, typer.Option(min=1, metavar="N", help="Widths are multiples of N where groups allow it.")]
-MinWidth = Annotated[int, typer.Option(min=1, metavar="N", help="No scaled width is less.")]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY", help="Width that stays: module path, regex, size, or macroblock (m3). Repeatable."),
-]
-Beta = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=β", help="Scaling factor in place of Algorithm 1. Repeatable.")
-]
-Width = Annotated[list[str] | None, typer.Option(metavar="KEY=N", help="Width in place of a factor. Repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")]
-ShowCode = Annotated[bool, typer.Option("--show-code", help="Print the Python that does the same.")]
 
 
 def planning(**given: Any) -> dict[str, Any]:

@@ -3,23 +3,26 @@
 - Without arguments: the ResNet-20 and the CIFAR-10 images that come with the package.
 - Two files: the plan (JSON, keyed by module name) and the new network's weights (safetensors).  The printed
   lines of Python put them together again.
+- Where nothing can be reduced no file is written, and the exit code is 3.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mbs_fx.cli import options
-from mbs_fx.cli.files import outputs
-from mbs_fx.cli.session import SHIPPED, Session, applied
+from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, outputs, partial
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
     from mbs_fx.results.plan import Plan
+
+NOTHING = 3
+"""The exit code where every width stays."""
 
 
 def reduce(
@@ -27,62 +30,75 @@ def reduce(
     images: options.Images = None,
     density: options.DensityFile = None,
     weights: options.Weights = None,
+    size: options.Size = None,
+    batch: options.Batch = None,
+    max_images: options.MaxImages = None,
+    workers: options.Workers = None,
+    on_bad_image: options.BadImage = None,
+    device: options.Device = None,
     z: options.Z = None,
     plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Apply this plan, perhaps edited, in place of Algorithm 1.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Apply this plan, perhaps edited, in place of Algorithm 1.",
+            rich_help_panel=options.AMOUNT,
+        ),
     ] = None,
-    size: options.Size = None,
-    opaque: options.Opaque = None,
     max_params: options.MaxParams = None,
     max_flops: options.MaxFlops = None,
     max_bytes: options.MaxBytes = None,
     max_latency_ms: options.MaxLatency = None,
-    round_to: options.RoundTo = 1,
-    min_width: options.MinWidth = 1,
-    keep: options.Keep = None,
     beta: options.Beta = None,
     width: options.Width = None,
-    init: Annotated[str, typer.Option(help="Weights: inherit or fresh.")] = "inherit",
-    criterion: Annotated[str, typer.Option(help="Channels that stay: l1, l2, scale or first.")] = "l1",
-    batch: options.Batch = 16,
-    max_images: options.MaxImages = None,
-    workers: options.Workers = 0,
-    device: options.Device = None,
-    out: Annotated[Path | None, typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write one page with everything.")] = None,
+    keep: options.Keep = None,
+    round_to: options.RoundTo = 1,
+    min_width: options.MinWidth = 1,
+    opaque: options.Opaque = None,
+    init: Annotated[str, typer.Option(help="Weights: inherit or fresh.", rich_help_panel=options.STAYS)] = "inherit",
+    criterion: Annotated[
+        str, typer.Option(help="Channels that stay: l1, l2, scale or first.", rich_help_panel=options.STAYS)
+    ] = "l1",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write one page with everything.", rich_help_panel=options.OUTPUT),
+    ] = None,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
     """Measure densities, plan the widths by Algorithm 1, and write the narrower network."""
     import mbs_fx
-    from mbs_fx.rewriting.rewrite import check_words
 
-    check_words(init, criterion)
     asked = options.planning(
         z=z, max_params=max_params, max_flops=max_flops, max_bytes=max_bytes, max_latency_ms=max_latency_ms,
         round_to=round_to, min_width=min_width, keep=keep, betas=beta, widths=width,
     )  # fmt: skip
-    refused = [*asked, *(() if images is None else ("images",))]
-    if plan is not None and refused:
-        raise MBSError(f"--plan decides all widths: leave out {', '.join(refused)}")
-    if report is not None:
-        from mbs_fx.pictures.report import report_target
-
-        report = report_target(report)
+    reading: dict[str, Any] = {"max_images": max_images, "workers": workers, "on_bad_image": on_bad_image}
+    _check(init, criterion, plan, {**asked, "images": images, "device": device, "batch": batch, **reading})
+    report = _report_target(report)
     made = None
     if plan is not None:
         made, size = applied(plan, size)
-    session = Session(model, weights, size, opaque)
+    else:
+        check_reading(model, images, density, device, asked, batch=batch, **reading)
+    session = Session(model, weights, size, opaque, device=device)
     paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"))
-    if made is not None:
+    if made is None:
+        beside = partial(paths[0].parent, f"{session.source.name}-density")
+        found = session.measure(images, density, z, beside, batch_size=batch, **reading)
+        made = session.plan(found, asked)
+    else:
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
         found = session.load(density)
-    else:
-        reading = {"batch_size": batch, "max_images": max_images, "workers": workers}
-        found = session.measure(images, density, z, device, **reading)
-        made = session.plan(found, asked, device)
     small = mbs_fx.rewrite(session.gm, made, init=init, criterion=criterion)
     session.say("small", f"mbs_fx.rewrite(gm, plan, init={init!r}, criterion={criterion!r})")
+    made = small.meta["mbs"]
+    if all(made.widths.get(path, width) == width for path, width in made.before.items()):
+        _nothing(session, made, as_json)
     mbs_fx.save(small, *paths)
     session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
     files = [*paths]
@@ -92,8 +108,41 @@ def reduce(
         given = f"{'density' if found else None}, plan, {str(report)!r}, title={title!r}"
         session.say("", f"mbs_fx.write_report(analysis, {given})")
     loading = _code(session.source.code, paths)
-    document = {"plan": json.loads(small.meta["mbs"].to_json()), "files": list(map(str, files)), "code": loading}
-    session.tell(_text(small.meta["mbs"], files, init, loading), document, as_json, show_code)
+    document = {"plan": json.loads(made.to_json()), "files": list(map(str, files)), "code": loading}
+    session.tell(_text(made, files, init, loading), document, as_json, show_code)
+
+
+def _check(init: str, criterion: str, plan: Path | None, given: dict[str, Any]) -> None:
+    """Refuse words that mean nothing before anything is loaded."""
+    from mbs_fx.rewriting.rewrite import check_words
+
+    check_words(init, criterion)
+    refused = [name for name, value in given.items() if value is not None]
+    if plan is not None and refused:
+        raise MBSError(f"--plan decides all widths: leave out {', '.join(refused)}")
+
+
+def _report_target(report: Path | None) -> Path | None:
+    """The page that is asked for, if it can be made at all."""
+    if report is None:
+        return None
+    from mbs_fx.pictures.report import report_target
+
+    return report_target(report)
+
+
+def _nothing(session: Session, plan: Plan, as_json: bool) -> None:
+    """Say why every width stays, and leave."""
+    if plan.z is not None and all(m.base == m.convs for m in plan.macroblocks):
+        why = (
+            f"every receptive field stays within z = {plan.z:g} times the input size. `mbs-fx sweep {session.spec}` "
+            "lists the thresholds that remove something, if any does"
+        )
+    else:
+        why = "no macroblock is redundant, or its widths are kept or rounded back; the lines above say which"
+    document = {"plan": json.loads(plan.to_json()), "files": [], "code": []}
+    session.tell(f"{plan}\n\nNothing can be reduced: {why}. No file was written.", document, as_json, show_code=False)
+    raise typer.Exit(NOTHING)
 
 
 def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
