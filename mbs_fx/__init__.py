@@ -9,6 +9,7 @@ from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
     from mbs_fx.density.measure import measure
+    from mbs_fx.folder import Preparation
     from mbs_fx.macroblocks.analyze import analyze
     from mbs_fx.operations.register import register_operation
     from mbs_fx.pictures.draw import draw
@@ -39,6 +40,7 @@ __all__ = [
     "Density",
     "MBSError",
     "Plan",
+    "Preparation",
     "Recipe",
     "Reconstruction",
     "Sweep",
@@ -66,6 +68,7 @@ _HOMES = {
     "Analysis": "results.analysis",
     "Density": "results.density",
     "Plan": "results.plan",
+    "Preparation": "folder",
     "Recipe": "training.recipe",
     "Reconstruction": "results.reconstruction",
     "reconstruct": "reconstruction.reconstruct",

@@ -41,7 +41,10 @@ SMALL = 64
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """What a network was trained to see."""
+    """What a network was trained to see.
+
+    ``size`` in pixels; ``mean`` and ``std`` per channel, of pixels scaled to [0, 1].
+    """
 
     size: int = 224
     mean: Channels = IMAGENET_MEAN
@@ -51,7 +54,7 @@ class Preparation:
         """From a PIL image to a tensor (3, size, size)."""
         from torchvision.transforms import v2
 
-        return v2.Compose([v2.Resize(self.size * 8 // 7, antialias=True), v2.CenterCrop(self.size), *self._scaled()])
+        return v2.Compose([v2.Resize(self.size * 8 // 7, antialias=True), v2.CenterCrop(self.size), self.scaling()])
 
     def augmentation(self) -> Transform:
         """The same for training: a crop of random size, of small images a random shift, flipped at random."""
@@ -62,15 +65,15 @@ class Preparation:
             if self.size >= SMALL
             else [v2.Resize((self.size, self.size), antialias=True), v2.RandomCrop(self.size, self.size // 8)]
         )
-        return v2.Compose([*crop, v2.RandomHorizontalFlip(), *self._scaled()])
+        return v2.Compose([*crop, v2.RandomHorizontalFlip(), self.scaling()])
 
-    def _scaled(self) -> tuple[Transform, ...]:
-        """Pixels to [0, 1], then normalised."""
+    def scaling(self) -> Transform:
+        """From bytes to [0, 1], then normalised; the size stays."""
         import torch
         from torchvision.transforms import v2
 
         as_float = v2.ToDtype(torch.float32, scale=True)
-        return v2.ToImage(), as_float, v2.Normalize(list(self.mean), list(self.std))
+        return v2.Compose([v2.ToImage(), as_float, v2.Normalize(list(self.mean), list(self.std)), v2.ToPureTensor()])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mbs_fx.density.batches import Signature
 from mbs_fx.density.measure import measure
+from mbs_fx.density.pixels import first_item, prepared
 from mbs_fx.errors import MBSError
+from mbs_fx.folder import Preparation
 from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
@@ -35,6 +37,7 @@ def reduce(
     *,
     example: ExampleLike = None,
     z: float | None = None,
+    preparation: Preparation | None = None,
     density: Density | None = None,
     init: Init = "inherit",
     criterion: Criterion = "l1",
@@ -56,10 +59,12 @@ def reduce(
     Args:
         model: a traced graph or an ``nn.Module``, in eval mode where images are given; not changed.  A network that
             was reduced before is reduced further; its plan stays one of the original.
-        images: any iterable of batches, a ``DataLoader``, or a map-style dataset.  None takes densities as equal
-            (p = 1); then the input's shape must be known from ``example`` or the graph.
+        images: any iterable of batches, a ``DataLoader``, or a map-style dataset; with ``preparation`` also pixels, as
+            for `measure`.  None takes densities as equal (p = 1); then the input's shape must be known from
+            ``example`` or the graph.
         example: an input tensor or its shape.
         z: the threshold in multiples of the input size, 1 where nothing else is said.
+        preparation: how pixels become what the network was trained on: `mbs_fx.Preparation`.
         density: an earlier measurement of this graph; None takes the one that the graph carries, if any
             (`mbs_fx.passes.Measure` leaves it in ``gm.meta["mbs_density"]``).
         init: as for `rewrite`.
@@ -85,6 +90,10 @@ def reduce(
     if images is not None and density is not None:
         raise MBSError("reduce: give images or a density, not both")
     check_words(init, criterion)
+    if images is not None:
+        known = Signature.of(model) if isinstance(model, GraphModule) else None
+        whole = known is None or known.whole or known.several
+        images = prepared(images, preparation, first_item(images), whole)
     if images is not None and example is None:
         images, example = _peek(images, model)
     gm = _graph(model, example)
@@ -111,7 +120,14 @@ def reduce(
         max_latency_ms=max_latency_ms,
         latency=None if max_latency_ms is None else latency_of(gm, device=device),
     )
-    return rewrite(gm, made, init=init, criterion=criterion)
+    small = rewrite(gm, made, init=init, criterion=criterion)
+    type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph module has its class
+    return small
+
+
+def _plan_html(small: GraphModule) -> str:
+    """A reduced network in a notebook: the table of its plan."""
+    return small.meta["mbs"]._repr_html_()
 
 
 def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
@@ -133,7 +149,8 @@ def _peek(images: Any, model: nn.Module) -> tuple[Any, ExampleLike]:
     elif isinstance(images, DataLoader | IterableDataset) or not hasattr(images, "__getitem__"):
         first = next(iter(images), None)
     else:
-        first = images[:2] if isinstance(images, Tensor) else images[0] if len(images) else None
+        there = (item for i in range(len(images)) if (item := images[i]) is not None)
+        first = images[:2] if isinstance(images, Tensor) else next(there, None)
     if isinstance(model, GraphModule) and (known := Signature.of(model)).several:
         return images, known.example(first)
     tensors = _images_in(first)

@@ -226,5 +226,5 @@ def test_a_network_that_normalises_takes_bytes_everywhere() -> None:
 
 def test_bytes_for_a_network_that_does_not_say_so_are_refused() -> None:
     gm = mbs_fx.trace(Normalising().eval(), (2, 3, 8, 8))
-    with pytest.raises(mbs_fx.MBSError, match=r"dtype torch.uint8: .* trace it with such an example"):
+    with pytest.raises(mbs_fx.MBSError, match=r"torch.uint8.* trace it with such an example"):
         mbs_fx.measure(gm, torch.zeros(4, 3, 8, 8, dtype=torch.uint8))

@@ -73,7 +73,8 @@ class Endless(IterableDataset):
         ([(PIXELS, LABELS.float())], r"labels are torch.float32 of shape \(16,\) for 16 images"),
         ([(PIXELS, LABELS[:, None])], r"labels are torch.int64 of shape \(16, 1\)"),
         ([(PIXELS, LABELS, LABELS)], "a batch holds Tensor, Tensor, Tensor"),
-        ([{"image": PIXELS, "label": LABELS}], "a batch is a dict"),
+        ([{"image": PIXELS, "depth": PIXELS, "label": LABELS}], "a dict with keys image, depth, label"),
+        ([{"image": PIXELS}], "a dict with keys image"),
     ],
 )
 def test_what_is_no_training_set(train, message):
@@ -140,3 +141,20 @@ def test_files_that_cannot_be_written_are_found_before_training(tmp_path, name):
     with pytest.raises(mbs_fx.MBSError, match="cannot write there"):
         mbs_fx.retrain(model, images(), None, recipe(), **{name: tmp_path / "no" / "file"})
     assert torch.equal(before, model[0].weight)
+
+
+def test_dicts_train_as_pairs_do():
+    dicts = [{"label": y, "pixel_values": x, "name": "batch"} for x, y in DataLoader(images(16), 8)]
+    results = []
+    for data in (list(DataLoader(images(16), 8)), dicts):
+        torch.manual_seed(0)
+        model = net()
+        results.append(mbs_fx.retrain(model, data, data, recipe()).epochs[-1])
+    assert results[0].loss == results[1].loss
+    assert results[0].accuracy == results[1].accuracy
+
+
+def test_images_that_nobody_normalised():
+    data = TensorDataset((PIXELS.sigmoid() * 255).round(), LABELS)
+    with pytest.warns(UserWarning, match=r"retrain: the images hold values from .* look like pixels"):
+        mbs_fx.retrain(net(), data, None, recipe(epochs=1, lr=1e-6))

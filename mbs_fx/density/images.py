@@ -5,6 +5,7 @@ Semantics
   are drawn from at random without replacement, in an order that depends on the seed alone.  A loader's own batch
   size, workers and collate function stay; its order may say something about the images (folders sorted by class).
 - Everything else is read in the order it comes.
+- Pixels (`pixels`) are prepared first: a folder of image files, PIL images, arrays or tensors of bytes.
 - An item is a tensor, a pair (image, label), or a dict; the graph's placeholders say how many tensors it
   takes and what they are called.  Items with one axis less than a batch are single images and are stacked
   by size.
@@ -18,10 +19,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import wraps
 from itertools import count, islice
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,10 +36,10 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from mbs_fx.density.batches import Batch, Signature
+from mbs_fx.density.failures import reading_failed
+from mbs_fx.density.pixels import Pixels, first_item, prepared
 from mbs_fx.errors import MBSError
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from mbs_fx.folder import Preparation
 
 KEPT = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
 """Settings of a loader that are kept, besides its prefetch factor."""
@@ -60,6 +59,7 @@ class Request:
     workers: int = 0
     rank: int = 0
     world: int = 1
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class ImageReader:
 
 def open_images(images: Any, signature: Signature, request: Request) -> ImageReader:
     """A reader for anything that holds images."""
+    first = _first(images)
+    images = prepared(images, request.preparation, first, signature.whole or signature.several)
     if isinstance(images, DataLoader):
         return _loader(images, signature, request)
     if isinstance(images, Tensor) and images.ndim != signature.batch_axes:
@@ -93,16 +95,16 @@ def open_images(images: Any, signature: Signature, request: Request) -> ImageRea
             f"images is a tensor of shape {tuple(images.shape)}; the graph takes batches with "
             f"{signature.batch_axes} axes: (images, channels, ...). For one image, use images[None]"
         )
-    if isinstance(images, str | Path | bytes | Mapping) or not (_is_sequence(images) or isinstance(images, Iterable)):
+    if isinstance(images, bytes | Mapping) or not (_is_sequence(images) or isinstance(images, Iterable)):
         raise MBSError(
             f"images is a {type(images).__name__}; give batches of tensors: a DataLoader, a dataset, a list "
-            "of batches, or a tensor (for a folder of image files, torchvision.datasets.ImageFolder)"
+            "of batches, or a tensor; or, with preparation=, a folder of image files, a list of PIL images, an array"
         )
     if _is_sequence(images) and not isinstance(images, IterableDataset):
         size = len(cast("Sized", images))
         if not size:
             raise MBSError("no images: the given set is empty")
-        if isinstance(images, Tensor) or (first := _first(images)) is None or signature.is_single(first):
+        if isinstance(images, Tensor | Pixels) or first is None or signature.is_single(first):
             return _sampled(images, range(size), signature, request)
         images = _Items(images)
     return _in_order(images, signature, request)
@@ -123,11 +125,10 @@ def _is_sequence(images: Any) -> bool:
 
 
 def _first(images: Any) -> Any:
-    """The first item that can be read; None where there is none."""
     try:
-        return next((item for i in range(len(images)) if (item := images[i]) is not None), None)
+        return first_item(images)
     except Exception as error:
-        raise _failure(error, 0, 0) from error
+        raise reading_failed(error, 0, 0) from error
 
 
 def _loader(loader: DataLoader[Any], signature: Signature, request: Request) -> ImageReader:
@@ -256,41 +257,4 @@ def _next(items: Iterator[Any], number: int, seen: int) -> Any:
     try:
         return next(items, END)
     except Exception as error:
-        raise _failure(error, number, seen) from error
-
-
-def workers_watched(work: Callable[P, R]) -> Callable[P, R]:
-    """Turns the death of a loader's worker into an `MBSError`.
-
-    torch reports it by a signal, so that the error is raised wherever the program is by then, and a second one may
-    be raised in a context manager's exit: this wraps the whole function.
-    """
-
-    @wraps(work)
-    def watched(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return work(*args, **kwargs)
-        except RuntimeError as error:
-            if not is_death(error):
-                raise
-            raise MBSError(f"reading images failed: {error}") from error
-
-    return watched
-
-
-def is_death(error: Exception) -> bool:
-    """Whether this says that a worker of a `DataLoader` died."""
-    return str(error).startswith("DataLoader worker (pid")
-
-
-def _failure(error: Exception, number: int, seen: int) -> MBSError:
-    """One line: what this package said of an image, as it is; anything else with where it happened.
-
-    An error of a loader's worker has the traceback of the worker as its text, and the error as the last line of it.
-    """
-    name = type(error).__name__
-    said = next(reversed(str(error).strip().splitlines()), "") if "Original Traceback" in str(error) else str(error)
-    said = said.partition(f"{name}: ")[2] or said
-    if isinstance(error, MBSError):
-        return MBSError(said)
-    return MBSError(f"reading images failed at batch {number}, after {seen} images: {name}: {said}")
+        raise reading_failed(error, number, seen) from error

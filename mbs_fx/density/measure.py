@@ -25,13 +25,16 @@ from mbs_fx.density import checkpoint as checkpoints
 from mbs_fx.density.batches import Signature, check_graph
 from mbs_fx.density.columns import Columns
 from mbs_fx.density.execution import Execution, executions
-from mbs_fx.density.images import ImageReader, Request, open_images, workers_watched
+from mbs_fx.density.failures import workers_watched
+from mbs_fx.density.images import ImageReader, Request, open_images
 from mbs_fx.density.meter import Meter, OnNonfinite
+from mbs_fx.density.pixels import warn_of_pixels
 from mbs_fx.density.progress import Progress
 from mbs_fx.density.reading import Numbered, Outcome, Reading
 from mbs_fx.density.statistics import Moments
 from mbs_fx.density.stopping_rule import StoppingRule, factors
 from mbs_fx.errors import MBSError
+from mbs_fx.folder import Preparation
 from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import FEWEST, Density, few, fingerprint
@@ -55,6 +58,7 @@ def measure(
     images: Any,
     *,
     analysis: Analysis | None = None,
+    preparation: Preparation | None = None,
     device: torch.device | str | None = None,
     max_images: int | None = None,
     confidence: float | None = 0.99,
@@ -75,8 +79,10 @@ def measure(
 
     Args:
         gm: a traced graph in eval mode.
-        images: a `DataLoader`, a map-style dataset, a tensor of images, or any iterable of batches.
+        images: a `DataLoader`, a map-style dataset, a tensor or array of images, or any iterable of batches; with
+            ``preparation`` also a folder of image files, PIL images, or arrays of bytes.
         analysis: of this graph; made from the size of the first batch where it is not given.
+        preparation: how pixels become what the network was trained on: `mbs_fx.Preparation`.
         device: where to run; where the parameters are, if not given.
         max_images: read no more than this.
         confidence: stop when all widths are settled with this confidence; None reads everything.
@@ -107,7 +113,7 @@ def measure(
     check_graph(gm)
     file = None if checkpoint is None else Path(checkpoint)
     with random_state_kept(), torch.no_grad(), join(timeout) as ranks:
-        request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world)
+        request = Request(batch_size, max_images, shuffled, seed, workers, ranks.rank, ranks.world, preparation)
         signature = Signature.of(gm, analysis)
         source = open_images(images, signature, request)
         state = _state(file, ranks)
@@ -175,6 +181,7 @@ def _opened(source: ImageReader, state: checkpoints.State | None, ranks: Ranks) 
             first.append(item)
             read = next((batch.inputs for batch in item[1] if batch.inputs), None)
             if read is not None:
+                warn_of_pixels(read[0], "measure")
                 return tuple(tuple(t.shape) for t in read), types_of(read)
         return None
 

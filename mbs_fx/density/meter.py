@@ -23,7 +23,7 @@ from mbs_fx.density import counting
 from mbs_fx.density.batches import Batch
 from mbs_fx.density.columns import Columns
 from mbs_fx.density.execution import Execution
-from mbs_fx.density.images import is_death
+from mbs_fx.density.failures import is_death
 from mbs_fx.density.nonfinite import locate
 from mbs_fx.density.statistics import Block
 from mbs_fx.errors import MBSError

@@ -18,7 +18,7 @@ from typing import Any
 from mbs_fx.density import checkpoint
 from mbs_fx.density.batches import Batch
 from mbs_fx.density.columns import Columns
-from mbs_fx.density.images import workers_watched
+from mbs_fx.density.failures import workers_watched
 from mbs_fx.density.meter import Meter
 from mbs_fx.density.progress import Interrupt, Progress, interruptible
 from mbs_fx.density.statistics import Block, Moments

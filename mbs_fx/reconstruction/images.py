@@ -9,7 +9,8 @@ import torch
 from torch.fx import GraphModule
 
 from mbs_fx.density.batches import Signature
-from mbs_fx.density.images import Request, open_images, workers_watched
+from mbs_fx.density.failures import workers_watched
+from mbs_fx.density.images import Request, open_images
 from mbs_fx.density.nonfinite import locate
 from mbs_fx.errors import MBSError
 from mbs_fx.reconstruction.frontier import FOLD, Chunk

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mbs_fx.density.fast_copy import LAYOUTS
+from mbs_fx.density.pixels import warn_of_pixels
 from mbs_fx.errors import MBSError
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.batches import drawing
@@ -91,6 +92,8 @@ def _pass(run: Run, setting: Setting, batches: Any, number: int, checkpoint: str
             break
         where = f"epoch {number}, step {step}"
         x, y = opened(batch, where, setting.whole)
+        if number == step == 1:
+            warn_of_pixels(x, "retrain")
         total += _step(run, setting, x, y, where)
         images += len(x)
         if step % LOOKS == 0 or step == run.steps:

@@ -3,12 +3,12 @@
 - The loss is cross entropy with the labels, and with ``distill`` also the teacher's softened answers
   (Hinton, Vinyals and Dean, 2015): (1 - a) CE + a T² KL(teacher/T ‖ network/T).
 - Accuracy is the share of images whose largest logit is the label's.
-- A batch is (images, labels), a class number for each image.
+- A batch is (images, labels), a class number for each image; or a dict that holds one tensor of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -46,9 +46,9 @@ def takes_whole_numbers(model: nn.Module) -> bool:
 
 def opened(batch: Any, where: str, whole: bool = False) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch, the labels int64; ``whole``: images may be whole numbers."""
-    if not isinstance(batch, list | tuple):
+    if not isinstance(batch, list | tuple | Mapping):
         raise MBSError(f"{where}: a batch is a {type(batch).__name__}; give (images, labels)")
-    parts: Any = batch
+    parts: Any = _pair(batch, where) if isinstance(batch, Mapping) else batch
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
         types = ", ".join(type(part).__name__ for part in parts)
         raise MBSError(f"{where}: a batch holds {types}; give (images, labels), two tensors")
@@ -61,6 +61,19 @@ def opened(batch: Any, where: str, whole: bool = False) -> tuple[Tensor, Tensor]
             "class number for each image"
         )
     return images, labels.long()
+
+
+def _pair(batch: Mapping[Any, Any], where: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of a dict: its one floating-point tensor, and its one tensor of whole numbers with one axis."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    images = [tensor for tensor in tensors if tensor.is_floating_point()]
+    labels = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.dim() == 1]
+    if len(images) != 1 or len(labels) != 1:
+        raise MBSError(
+            f"{where}: a batch is a dict with keys {', '.join(map(str, batch))}; give one that holds one tensor of "
+            "floating-point images and one of labels, or give (images, labels)"
+        )
+    return images[0], labels[0]
 
 
 def check_answer(logits: object, images: int, where: str, whose: str = "network") -> None:

@@ -57,7 +57,7 @@ def retrain(
         model: takes images (N, C, H, W), gives logits (N, classes); trained in place, left in eval mode on
             ``device``.  With ``recipe.average`` it ends with the averaged weights.
         train: a map-style data set of (image, label), a DataLoader, or a collection of batches (images, labels)
-            that can be read once an epoch; images normalised.
+            that can be read once an epoch; images normalised.  Items may be dicts that hold one of each.
         test: the same; read after every epoch.
         recipe: what is trained and how; the paper's when absent.
         teacher: the original network, imitated with weight ``recipe.distill`` (0.5 where the recipe leaves it
