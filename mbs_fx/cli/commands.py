@@ -193,9 +193,9 @@ def draw(
         expect(density, "mbs_fx.density")
         found = mbs_fx.Density.load(density)
         extra += f", density=mbs_fx.Density.load({str(density)!r})"
-    path = mbs_fx.draw(session.analysis, out, density=found, plan=made, title=session.source.name)
-    session.say("", f"mbs_fx.draw(analysis, {str(path)!r}{extra}, title={session.source.name!r})")
-    session.tell(f"Wrote {path}.", {"files": [str(path)]}, as_json, show_code)
+    path = str(mbs_fx.draw(session.analysis, out, density=found, plan=made, title=session.source.name))
+    session.say("", f"mbs_fx.draw(analysis, {path!r}{extra}, title={session.source.name!r})")
+    session.tell(f"Wrote {path}.", {"files": [path]}, as_json, show_code)
 
 
 def show(

@@ -6,11 +6,14 @@ Semantics
 - The suffix of the path decides: ``.svg`` and ``.png`` are pictures, ``.html`` is a page in which groups open on a
   click, ``.dot`` is for Graphviz itself (and has every box, in clusters).
 - A plan alone knows macroblocks and no wiring: they are drawn folded.
+- What comes back shows itself as the last line of a notebook's cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,35 @@ from mbs_fx.results.files import write_atomically
 from mbs_fx.results.plan import Plan
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """What `draw` made.  A path wherever one is taken (`os.PathLike`), and a picture in a notebook."""
+
+    path: Path | None
+    diagram: Diagram = field(repr=False)
+    opened: frozenset[str] = field(repr=False)
+    title: str = field(repr=False)
+
+    @cached_property
+    def svg(self) -> str:
+        """The picture as SVG, whatever was written."""
+        return _svg(self.diagram, self.opened, self.title)
+
+    def __fspath__(self) -> str:
+        if self.path is None:
+            raise MBSError('this picture was not written: give draw a path, as draw(x, "net.svg")')
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        return f'<div style="max-width: 100%; overflow: auto">{self.svg}</div>'
+
+
 def draw(
     x: Any,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     density: Density | None = None,
     plan: Plan | None = None,
@@ -41,12 +70,12 @@ def draw(
     z: float = 1.0,
     fold: Fold = "auto",
     title: str = "",
-) -> Path:
+) -> Picture:
     """Draw a network: one frame per macroblock, sizes, receptive fields, densities, widths before and after.
 
     Args:
         x: a traced graph, an `Analysis`, or a `Plan`.
-        path: where to; ``.svg``, ``.html``, ``.png`` or ``.dot``.
+        path: where to; ``.svg``, ``.html``, ``.png`` or ``.dot``.  None writes nothing, for a notebook.
         density: colours the convolutions.
         plan: widths and the boundary between base and enhancement layers; a graph that `rewrite` made brings its own.
         analysis: the network that a plan in ``x`` was made for.
@@ -56,20 +85,22 @@ def draw(
         title: the heading.
 
     Returns:
-        The path.
+        The picture: its path, its SVG, itself in a notebook.
 
     Raises:
         MBSError: a suffix that is none of these, a path that cannot be written, a graph of unknown shapes, a density
             or a plan of another network, more boxes than can be laid out.
 
     """
-    path = target(path, "a picture", WRITERS)
+    path = None if path is None else target(path, "a picture", WRITERS)
     known, plan = network(x, analysis, plan, example)
     picture = diagram(scene(known, density, plan, z)) if known is not None else plan_diagram(plan or x)
-    content = WRITERS[path.suffix](picture, opened(picture, fold), title)
-    data = content.encode() if isinstance(content, str) else content
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    return path
+    made = Picture(path, picture, opened(picture, fold), title)
+    if path is not None:
+        content = WRITERS[path.suffix](picture, made.opened, title)
+        data = content.encode() if isinstance(content, str) else content
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    return made
 
 
 def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) -> tuple[Analysis | None, Plan | None]:

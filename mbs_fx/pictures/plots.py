@@ -88,6 +88,8 @@ def plot(
 ) -> Figure:
     """Receptive fields, effective flops, scaling factors, and the curve of all thresholds, in one figure.
 
+    A notebook shows the figure where the call is the last line of a cell.
+
     Args:
         analysis: of the network.
         density: p_j per convolution; without it every output counts as non-zero.
@@ -104,10 +106,11 @@ def plot(
     check(analysis, density, plan)
     plan = plan if plan is not None else make_plan(analysis, density)
     from matplotlib import rc_context
-    from matplotlib.figure import Figure
+
+    from mbs_fx.pictures.figure import Plot
 
     with rc_context(Look().settings):
-        figure = Figure(figsize=(11, 7.2), layout="constrained")
+        figure = Plot(figsize=(11, 7.2), layout="constrained")
         axes = figure.subplots(2, 2)
         fields_panel(axes[0, 0], analysis, plan)
         flops_panel(axes[0, 1], analysis, density, plan)
