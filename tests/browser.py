@@ -40,8 +40,8 @@ class Page:
 
 
 @contextmanager
-def opened(path, profile):
-    """A page, closed with its browser at the end."""
+def opened(path, profile, width=1600):
+    """A page in a window of 900 pixels' height, closed with its browser at the end."""
     commands, to = os.pipe()
     answers, back = os.pipe()
     theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (commands, back)]
@@ -51,7 +51,12 @@ def opened(path, profile):
     files = [
         (os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip((*theirs, quiet, quiet), (3, 4, 1, 2), strict=True)
     ]
-    browser = os.posix_spawn(BROWSER, [BROWSER, *FLAGS, f"--user-data-dir={profile}"], os.environ, file_actions=files)
+    browser = os.posix_spawn(
+        BROWSER,
+        [BROWSER, *FLAGS, f"--window-size={width},900", f"--user-data-dir={profile}"],
+        os.environ,
+        file_actions=files,
+    )
     for fd in (*theirs, quiet):
         os.close(fd)
     try:

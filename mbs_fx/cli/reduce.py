@@ -101,13 +101,12 @@ def reduce(
         _nothing(session, made, as_json)
     mbs_fx.save(small, *paths)
     session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
-    files = [*paths]
+    files, loading = [*paths], _code(session.source.code, paths)
     if report is not None:
         title = session.source.name
-        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=title))
-        given = f"{'density' if found else None}, plan, {str(report)!r}, title={title!r}"
+        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=title, code=loading))
+        given = f"{'density' if found else None}, plan, {str(report)!r}, title={title!r}, code={loading!r}"
         session.say("", f"mbs_fx.write_report(analysis, {given})")
-    loading = _code(session.source.code, paths)
     document = {"plan": json.loads(made.to_json()), "files": list(map(str, files)), "code": loading}
     session.tell(_text(made, files, init, loading), document, as_json, show_code)
 

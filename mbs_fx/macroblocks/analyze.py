@@ -228,7 +228,14 @@ def _assemble(
         maps=feature_maps(flow, choices, geometry),
         operations=operations(flow),
         leaves=_leaves(flow),
+        name=_name(flow.gm),
     )
+
+
+def _name(gm: GraphModule) -> str:
+    """The class that was traced, where the graph knows it."""
+    name = gm._get_name()
+    return "" if name.startswith("GraphModule") else name
 
 
 def _leaves(flow: Flow) -> tuple[str, ...]:

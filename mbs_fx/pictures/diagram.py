@@ -5,15 +5,18 @@ Semantics
 - An edge runs between what is shown of its two ends; edges inside a folded group are not shown.
 - A *boundary* edge leads from a base layer to an enhancement layer.  The *main* edge into a box ends the longest
   path to it: Graphviz keeps it straight, and bends the others around it.
+- A column is a macroblock with the boxes around it that lie in none.  An edge between columns runs between their
+  macroblocks as wholes, whatever is open in them.
 - Groups open in this order: macroblocks, modules of modules, rows, and last the groups that hold boxes only.
-  ``fold``: "macroblocks" opens nothing, "units" all modules of modules, "none" everything, and "auto" goes on while no
-  more than `AUTO` items are shown.
+  ``fold``: "macroblocks" opens nothing, "units" all modules of modules, "none" everything, and "auto" goes on while a
+  screen shows everything at full size (`graphviz_layout.fitting`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -25,7 +28,8 @@ from mbs_fx.pictures.network_boxes import Box, Scene
 from mbs_fx.results.plan import Plan
 
 Fold = Literal["auto", "macroblocks", "units", "none"]
-AUTO = 48
+AUTO = 150
+"""Items that are tried on a screen at most."""
 MOST = 1500
 """Items that a picture shows at most: what Graphviz lays out in a few seconds."""
 
@@ -68,6 +72,29 @@ class Diagram:
     def roots(self) -> list[Item]:
         return [item for item in self.items.values() if not item.parent]
 
+    @cached_property
+    def columns(self) -> list[list[str]]:
+        """Keys of the roots, column by column: boxes join the macroblock before them, the first ones the first."""
+        found: list[list[str]] = []
+        for item in self.roots():
+            if found and (item.box is not None or all(self.items[key].box is not None for key in found[-1])):
+                found[-1].append(item.key)
+            else:
+                found.append([item.key])
+        return found
+
+    def column_of(self, key: str) -> str:
+        """The first key of the column that an item lies in."""
+        return self._columns_by_item[key]
+
+    @cached_property
+    def _columns_by_item(self) -> dict[str, str]:
+        found = {key: column[0] for column in self.columns for key in column}
+        for item in self.items.values():
+            if item.parent:
+                found[item.key] = found[item.parent]
+        return found
+
     def shown(self, opened: frozenset[str]) -> Iterator[Item]:
         """Items that are drawn as one piece when the groups in ``opened`` are open."""
         return (i for i in self.items.values() if self.visible(i, opened) and i.key not in opened)
@@ -85,7 +112,9 @@ class Diagram:
         stands_for = self._representatives(opened)
         found: dict[tuple[str, str], Edge] = {}
         for edge in self.edges:
-            tail, head = stands_for[edge.tail], stands_for[edge.head]
+            tail, head = self.column_of(edge.tail), self.column_of(edge.head)
+            if tail == head:
+                tail, head = stands_for[edge.tail], stands_for[edge.head]
             if tail != head:
                 old = found.get((tail, head), edge)
                 found[tail, head] = Edge(tail, head, old.main or edge.main, old.boundary or edge.boundary)
@@ -147,13 +176,11 @@ def _add(items: dict[str, Item], child: Box | Group, scene: Scene, parent: str, 
 
 
 def opened(diagram: Diagram, fold: Fold) -> frozenset[str]:
-    """The groups that are open at the beginning."""
+    """The groups that are open at the beginning, where ``fold`` is not "auto"."""
     if fold not in get_args(Fold):
         raise MBSError(f"fold={fold!r}: it is one of {', '.join(map(repr, get_args(Fold)))}")
     steps = [frozenset[str](), *stages(diagram)]
-    if fold == "auto":
-        return next(s for s in reversed(steps) if s == steps[0] or sum(1 for _ in diagram.shown(s)) <= AUTO)
-    found = {"macroblocks": steps[0], "units": steps[2], "none": steps[-1]}[fold]
+    found = {"macroblocks": steps[0], "units": steps[2]}.get(fold, steps[-1])
     shown = sum(1 for _ in diagram.shown(found))
     if shown > MOST:
         raise MBSError(

@@ -21,7 +21,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.pictures.diagram import Diagram, Fold, diagram, opened, plan_diagram
 from mbs_fx.pictures.dot import dot_text
-from mbs_fx.pictures.graphviz_layout import layout
+from mbs_fx.pictures.graphviz_layout import PAGE, SLIDE, fitting
 from mbs_fx.pictures.network_boxes import scene
 from mbs_fx.pictures.page import page
 from mbs_fx.pictures.png import png
@@ -39,13 +39,13 @@ class Picture:
 
     path: Path | None
     diagram: Diagram = field(repr=False)
-    opened: frozenset[str] = field(repr=False)
+    fold: Fold = field(repr=False)
     title: str = field(repr=False)
 
     @cached_property
     def svg(self) -> str:
         """The picture as SVG, whatever was written."""
-        return _svg(self.diagram, self.opened, self.title)
+        return _svg(self.diagram, self.fold, self.title)
 
     def __fspath__(self) -> str:
         if self.path is None:
@@ -69,7 +69,7 @@ def draw(
     example: Any = None,
     z: float = 1.0,
     fold: Fold = "auto",
-    title: str = "",
+    title: str | None = None,
 ) -> Picture:
     """Draw a network: one frame per macroblock, sizes, receptive fields, densities, widths before and after.
 
@@ -81,8 +81,8 @@ def draw(
         analysis: the network that a plan in ``x`` was made for.
         example: an input tensor or its shape, for a graph whose shapes are not known.
         z: the threshold that sets the boundary where there is no plan.
-        fold: "macroblocks", "units", "none", or "auto": as much as stays readable.
-        title: the heading.
+        fold: "macroblocks", "units", "none", or "auto": as many levels as a screen of 1600 x 900 shows at full size.
+        title: the heading; the name of the network's class where it is known and nothing is said.
 
     Returns:
         The picture: its path, its SVG, itself in a notebook.
@@ -95,12 +95,15 @@ def draw(
     path = None if path is None else target(path, "a picture", WRITERS)
     known, plan = network(x, analysis, plan, example)
     picture = diagram(scene(known, density, plan, z)) if known is not None else plan_diagram(plan or x)
-    made = Picture(path, picture, opened(picture, fold), title)
+    if title is None:
+        title = known.name if known is not None else ""
+    if fold != "auto":
+        opened(picture, fold)  # is there such a folding, and can it be laid out
     if path is not None:
-        content = WRITERS[path.suffix](picture, made.opened, title)
+        content = WRITERS[path.suffix](picture, fold, title)
         data = content.encode() if isinstance(content, str) else content
         write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    return made
+    return Picture(path, picture, fold, title)
 
 
 def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) -> tuple[Analysis | None, Plan | None]:
@@ -131,19 +134,23 @@ def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) 
         ) from None
 
 
-Writer = Callable[[Diagram, frozenset[str], str], str | bytes]
+Writer = Callable[[Diagram, Fold, str], str | bytes]
 
 
-def _svg(picture: Diagram, open_groups: frozenset[str], title: str) -> str:
-    return alone(picture, layout(picture, open_groups), title)
+def _svg(picture: Diagram, fold: Fold, title: str) -> str:
+    return alone(picture, fitting(picture, fold, SLIDE)[1], title)
 
 
-def _png(picture: Diagram, open_groups: frozenset[str], title: str) -> bytes:
-    return png(_svg(picture, open_groups, title))
+def _png(picture: Diagram, fold: Fold, title: str) -> bytes:
+    return png(_svg(picture, fold, title))
 
 
-def _html(picture: Diagram, open_groups: frozenset[str], title: str) -> str:
-    return page(picture, layout(picture, open_groups), title)
+def _html(picture: Diagram, fold: Fold, title: str) -> str:
+    return page(picture, fitting(picture, fold, PAGE)[1], title)
 
 
-WRITERS: dict[str, Writer] = {".svg": _svg, ".html": _html, ".png": _png, ".dot": dot_text}
+def _dot(picture: Diagram, fold: Fold, title: str) -> str:
+    return dot_text(picture, fitting(picture, fold, SLIDE)[0], title)
+
+
+WRITERS: dict[str, Writer] = {".svg": _svg, ".html": _html, ".png": _png, ".dot": _dot}

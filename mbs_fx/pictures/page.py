@@ -17,11 +17,11 @@ from importlib.resources import files
 from typing import Any
 
 from mbs_fx.pictures.box_svg import WIDE, side_of
-from mbs_fx.pictures.diagram import MOST, Diagram, stages
-from mbs_fx.pictures.graphviz_layout import SETTINGS, Layout
+from mbs_fx.pictures.diagram import MOST, Diagram, Item, stages
+from mbs_fx.pictures.graphviz_layout import PAGE, SETTINGS, Layout
 from mbs_fx.pictures.network_boxes import Scene
 from mbs_fx.pictures.style import DARK, FONT, LIGHT
-from mbs_fx.pictures.svg import MARKERS, asset, embedded, facts, frame_class, frame_note, frame_stroke
+from mbs_fx.pictures.svg import MARKERS, asset, embedded, facts, frame_class, frame_name, frame_note, frame_stroke
 
 _PLUS = f'<path class="sign" d="M{WIDE - 14},12 h8 m-4,-4 v8"/>'
 
@@ -76,6 +76,7 @@ def payload(diagram: Diagram, opened: frozenset[str]) -> dict[str, Any]:
                 "h": item.piece.height,
                 "svg": item.piece.svg,
                 "name": item.name,
+                "names": _names(diagram, item),
                 "parent": item.parent,
                 "depth": item.depth,
                 "children": item.children,
@@ -86,9 +87,13 @@ def payload(diagram: Diagram, opened: frozenset[str]) -> dict[str, Any]:
             }
             for key, item in diagram.items.items()
         },
+        "columns": diagram.columns,
+        "drawnFor": PAGE.width,
         "edges": [[edge.tail, edge.head, int(edge.main)] for edge in diagram.edges],
         "inputs": [box.inputs for box in boxes],
         "names": names(diagram.scene) if diagram.scene is not None else [],
+        "widths": widths(diagram.scene) if diagram.scene is not None else [],
+        "betas": [m.beta for m in diagram.plan.macroblocks] if diagram.plan is not None else None,
         "sides": [side_of(box) for box in boxes],
         "stages": [sorted(stage) for stage in dict.fromkeys(stages(diagram)) if stage],
         "opened": sorted(opened),
@@ -97,6 +102,44 @@ def payload(diagram: Diagram, opened: frozenset[str]) -> dict[str, Any]:
         "markers": MARKERS,
         "plus": _PLUS,
     }
+
+
+def _names(diagram: Diagram, item: Item) -> list[tuple[float, str]]:
+    """Titles of an open group, and the width from which on each fits: the longest first."""
+    found: list[tuple[float, str]] = []
+    for width in range(600, 100, -20) if item.children else ():
+        name = frame_name(diagram, item, width, in_page=True)
+        if found and found[-1][1] == name:
+            found[-1] = width, name
+        else:
+            found.append((width, name))
+    return found
+
+
+def widths(scene: Scene) -> list[dict[str, Any] | None]:
+    """What says why a layer's width is what it is: before and after, who shares it, a ratio by design."""
+    analysis = scene.analysis
+    stream_of = {name: stream for stream in analysis.streams for name in stream.convs}
+    targets = {conv.name: conv.target for conv in analysis.convs}
+    found: list[dict[str, Any] | None] = []
+    for box in scene.boxes:
+        if box.conv is None:
+            found.append(None)
+            continue
+        stream = stream_of.get(box.conv.name)
+        base = None if stream is None or stream.base is None else analysis.streams[stream.base]
+        shared = () if stream is None else (targets[name] for name in stream.convs if name != box.conv.name)
+        found.append(
+            {
+                "pair": box.width,
+                "kept": box.kept if scene.plan is None else scene.plan.kept.get(box.conv.target, box.kept),
+                "macroblock": box.conv.macroblock if stream is None else stream.macroblock,
+                "shared": list(shared),
+                "ratio": 1 if stream is None else stream.ratio,
+                "base": "" if base is None or not base.convs else targets[base.convs[0]],
+            }
+        )
+    return found
 
 
 def names(scene: Scene) -> list[str]:

@@ -9,16 +9,16 @@ Semantics
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mbs_fx.errors import MBSError
-from mbs_fx.pictures.diagram import diagram, opened
+from mbs_fx.pictures.diagram import diagram
 from mbs_fx.pictures.draw import network
-from mbs_fx.pictures.graphviz_layout import layout
+from mbs_fx.pictures.graphviz_layout import PAGE, fitting
 from mbs_fx.pictures.network_boxes import Scene, scene
 from mbs_fx.pictures.page import fill, packed, picture_parts
 from mbs_fx.pictures.plots import require_matplotlib
@@ -31,6 +31,7 @@ from mbs_fx.planning.sweep import sweep
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_text
+from mbs_fx.results.glossary import WORDS
 from mbs_fx.results.plan import PLAN_HEADERS, Plan, plan_row
 from mbs_fx.results.sweep import SWEEP_HEADERS, Sweep, sweep_row
 from mbs_fx.results.tables import kept_lines, place_text, size_text
@@ -59,7 +60,8 @@ def write_report(
     path: str | Path = "mbs-report.html",
     *,
     example: Any = None,
-    title: str = "",
+    title: str | None = None,
+    code: Sequence[str] = (),
 ) -> Path:
     """Write the report of a reduction as one HTML page: tables, picture, plots, and a slider over z.
 
@@ -69,7 +71,8 @@ def write_report(
         plan: what is shown first; that of z = 1 if not given.
         path: where to, ending in ``.html``.
         example: an input tensor or its shape, for a graph whose shapes are not known.
-        title: the heading.
+        title: the heading; the name of the network's class where it is known and nothing is said.
+        code: lines of Python that load the reduced network, to be shown.
 
     Returns:
         The path.
@@ -84,7 +87,8 @@ def write_report(
     if analysis is None:
         raise MBSError("a report needs the network that the plan was made for: pass the analysis, and plan=")
     plan = plan if plan is not None else make_plan(analysis, density)
-    write_text(path, _page(scene(analysis, density, plan, None), sweep(analysis, density), plan, title))
+    name = analysis.name if title is None else title
+    write_text(path, _page(scene(analysis, density, plan, None), sweep(analysis, density), plan, name, code))
     return path
 
 
@@ -94,14 +98,14 @@ def report_target(path: str | Path) -> Path:
     return target(path, "a report", (".html",))
 
 
-def _page(seen: Scene, swept: Sweep, plan: Plan, title: str) -> str:
+def _page(seen: Scene, swept: Sweep, plan: Plan, title: str, code: Sequence[str]) -> str:
     from markupsafe import Markup
 
     picture = diagram(seen)
-    parts = picture_parts(picture, layout(picture, opened(picture, "auto")))
+    parts = picture_parts(picture, fitting(picture, "auto", PAGE)[1])
     stops = _stops(swept, plan)
     plots = panels(seen.analysis, seen.density, swept, [stop.plan.boundary for stop in stops])
-    data = _payload(seen, stops, plan) | {"places": {panel.name: panel.places for panel in plots}}
+    data = _payload(seen, stops, plan, title) | {"places": {panel.name: panel.places for panel in plots}}
     return fill(
         "report.html",
         parts
@@ -112,6 +116,8 @@ def _page(seen: Scene, swept: Sweep, plan: Plan, title: str) -> str:
             "opaque": [s.name for m in seen.analysis.macroblocks for s in m.segments],
             "cards": CARDS,
             "headers": PLAN_HEADERS,
+            "words": WORDS,
+            "code": "\n".join(code),
             "sweep_headers": SWEEP_HEADERS,
             "plans": [{"sweep_row": sweep_row(stop.plan, stop.ends)} for stop in stops],
             "convs": len(seen.analysis.convs),
@@ -136,7 +142,7 @@ def _stops(swept: Sweep, plan: Plan) -> list[Stop]:
     return stops
 
 
-def _payload(seen: Scene, stops: list[Stop], plan: Plan) -> dict[str, Any]:
+def _payload(seen: Scene, stops: list[Stop], plan: Plan, title: str) -> dict[str, Any]:
     """What report.js works on.  Convolutions with the same widths in every plan share a column."""
     columns: dict[tuple[int, ...], int] = {}
     of_path: dict[str, int] = {}
@@ -146,7 +152,7 @@ def _payload(seen: Scene, stops: list[Stop], plan: Plan) -> dict[str, Any]:
     boxes = seen.boxes
     return {
         "given": next(i for i, stop in enumerate(stops) if stop.plan is plan),
-        "plans": [_stop_payload(stop) for stop in stops],
+        "plans": [_stop_payload(stop, title) for stop in stops],
         "columns": list(columns),
         "columnOf": [None if box.conv is None else of_path[box.conv.target] for box in boxes],
         "fields": [None if box.geometry is None else box.geometry.receptive_field for box in boxes],
@@ -156,7 +162,7 @@ def _payload(seen: Scene, stops: list[Stop], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stop_payload(stop: Stop) -> dict[str, Any]:
+def _stop_payload(stop: Stop, title: str) -> dict[str, Any]:
     plan = stop.plan
     pairs = {
         "params": (plan.params, "{:,.0f}", 1),
@@ -164,7 +170,7 @@ def _stop_payload(stop: Stop) -> dict[str, Any]:
         "model": (plan.model_bytes, "{:,.2f} MB", 1e6),
         "activations": (plan.activation_bytes, "{:,.2f} MB", 1e6),
     }
-    texts = {"z": _z_text(stop), "boundary": _boundary_text(plan)}
+    texts = {"sentence": sentence(plan, title), "z": _z_text(stop), "boundary": _boundary_text(plan)}
     texts["limit"] = base_words(plan.boundary) if plan.boundary is not None else ""
     for name, ((before, after), form, unit) in pairs.items():
         texts[name] = form.format(after / unit)
@@ -178,6 +184,26 @@ def _stop_payload(stop: Stop) -> dict[str, Any]:
         "boundary": None if limits is None else [b if isfinite(b) else None for b in limits],
         "range": stop.number,
     }
+
+
+def sentence(plan: Plan, name: str) -> str:
+    """What a plan does and why, in one sentence."""
+    name = name or "This network"
+    sees = "the whole image" if plan.z == 1 else f"{plan.z:g} times the image" if plan.z is not None else ""
+    if plan.params[0] == plan.params[1]:
+        all_base = sees and all(m.base == m.convs for m in plan.macroblocks)
+        why = f"no layer sees more than {sees}" if all_base else "every factor is 1, or every width is kept"
+        return f"{name} keeps all its parameters: {why}."
+    fewer = 1 - plan.flops[1] / plan.flops[0] if plan.flops[0] else 0.0
+    loss = f"{name} loses {plan.reduction:.0%} of its parameters and {fewer:.0%} of its multiply-adds"
+    smaller, total = [m for m in plan.macroblocks if m.beta < 1], len(plan.macroblocks)
+    if not smaller or not sees:
+        return f"{loss}, by factors or widths that were given."
+    count = len(smaller)
+    where = f"the last {count}" if smaller == list(plan.macroblocks[-count:]) else f"{count}"
+    where = "every resolution" if count == total else f"{where} of {total} resolutions"
+    sizes = ", ".join(size_text(m.spatial_size) for m in smaller[:4]) + (", …" if count > 4 else "")
+    return f"{loss}: at {where} ({sizes}) layers see more than {sees}."
 
 
 def _z_text(stop: Stop) -> str:

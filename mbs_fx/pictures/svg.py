@@ -21,7 +21,7 @@ from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_col
 from mbs_fx.results.plan import summary
 from mbs_fx.results.tables import size_text
 
-_MARGIN, _LEGEND, _GAP = 16.0, 236.0, 28.0
+_MARGIN, _GAP, _NARROWEST = 16.0, 20.0, 560.0
 
 _LIMIT = ' data-show="limit"'
 
@@ -49,12 +49,12 @@ def style_sheet(colours: Mapping[str, str]) -> str:
 
 
 def alone(diagram: Diagram, placed: Layout, title: str) -> str:
-    """The whole picture: heading, legend, network."""
+    """The whole picture: heading, network, and the legend in lines below it."""
     heading = [line for line in (title, *facts(diagram)) if line]
     top = _MARGIN + 20 * len(heading) + 6
-    legend, legend_height = legend_of(diagram)
-    width = max(placed.width + _GAP + _LEGEND, *(text_width(line, 11) for line in heading)) + 2 * _MARGIN
-    height = top + max(placed.height, legend_height) + _MARGIN
+    wide = max(placed.width, *(text_width(line, 11) for line in heading), _NARROWEST)
+    legend, legend_height = _in_lines(legend_rows(diagram), wide)
+    width, height = wide + 2 * _MARGIN, top + placed.height + _GAP + legend_height + _MARGIN
     texts = [
         f'<text class="{"title" if title and i == 0 else "summary"}" x="{_MARGIN}" y="{_MARGIN + 14 + 20 * i}">'
         f"{escape(line)}</text>"
@@ -65,18 +65,22 @@ def alone(diagram: Diagram, placed: Layout, title: str) -> str:
         f'viewBox="0 0 {width:.0f} {height:.0f}"><style>{style_sheet(LIGHT)}</style>{MARKERS}'
         f'<rect width="100%" height="100%" fill="{LIGHT["page"]}"/>{"".join(texts)}'
         f'<g transform="translate({_MARGIN},{top})">{network(diagram, placed)}</g>'
-        f'<g class="legend" transform="translate({placed.width + _MARGIN + _GAP:.1f},{top})">{legend}</g></svg>\n'
+        f'<g class="legend" transform="translate({_MARGIN},{top + placed.height + _GAP:.1f})">{legend}</g></svg>\n'
     )
 
 
 def embedded(diagram: Diagram, placed: Layout) -> tuple[str, str]:
     """Network and legend for a page."""
-    legend, height = legend_of(diagram)
+    legend = "".join(
+        f'<svg class="mbs" width="{_sign_width(words):.0f}" height="22">'
+        f'<g class="legend">{_sign(sign, words, 0, 0)}</g></svg>'
+        for sign, words in legend_rows(diagram)
+    )
     across, down = f"{placed.width:.0f}", f"{placed.height:.0f}"
     return (
         f'<svg class="mbs" width="{across}" height="{down}" viewBox="0 0 {across} {down}" data-width="{across}" '
         f'data-height="{down}">{MARKERS}{network(diagram, placed, in_page=True)}</svg>',
-        f'<svg class="mbs" width="{_LEGEND:.0f}" height="{height}"><g class="legend">{legend}</g></svg>',
+        legend,
     )
 
 
@@ -110,8 +114,7 @@ def _frame_title(diagram: Diagram, item: Item, place: tuple[float, float, float,
     """Its name and, for a macroblock, its factor, over the edges that pass; in a page the sign to close it."""
     x, y, width, _ = place
     right = frame_note(diagram, item)
-    room = width - 44 - text_width(right, 12, bold=True)
-    name = fitted(item.name, room, 12, bold=True, keep_end=bool(item.parent))
+    name = frame_name(diagram, item, width, in_page)
     mark = "" if item.parent or item.macroblock is None else f' data-m="{item.macroblock}"'
     end = width - (26 if in_page else 10)
     note = f'<text class="beta" x="{end:.1f}" y="17" text-anchor="end"{mark}>{escape(right)}</text>' if right else ""
@@ -120,6 +123,17 @@ def _frame_title(diagram: Diagram, item: Item, place: tuple[float, float, float,
         f'<g class="heading" data-group="{escape(item.key)}" transform="translate({x:.1f},{y:.1f})">'
         f'<text class="name" x="12" y="17">{escape(name)}</text>{note}{sign}</g>'
     )
+
+
+def frame_name(diagram: Diagram, item: Item, width: float, in_page: bool = False) -> str:
+    """The title of an open group, shortened so that arrows which enter from above do not cross it."""
+    note = text_width(frame_note(diagram, item), 12, bold=True) + (40 if in_page else 24)
+    entered = bool(item.parent) or diagram.column_of(item.key) != item.key
+    room = min(width / 2 - 16, width - 12 - note) if entered else width - 12 - note
+    name = item.name
+    while not item.parent and " · " in name and text_width(name, 12, bold=True) > room:
+        name = name.rpartition(" · ")[0]
+    return fitted(name, room, 12, bold=True, keep_end=bool(item.parent))
 
 
 def frame_class(item: Item) -> str:
@@ -153,8 +167,8 @@ def facts(diagram: Diagram) -> list[str]:
     return [f"{len(convs):,} convolutions, {total / 1e6:,.1f} million multiply-adds for one image"]
 
 
-def legend_of(diagram: Diagram) -> tuple[str, float]:
-    """What the signs mean, those only that the picture can show."""
+def legend_rows(diagram: Diagram) -> list[tuple[str, str]]:
+    """What the signs mean, those only that the picture can show: drawings and words."""
     scene, plan = diagram.scene, diagram.plan
     boundary = scene.boundary if scene is not None else plan.boundary if plan is not None else None
     rows: list[tuple[str, str]] = []
@@ -168,12 +182,29 @@ def legend_of(diagram: Diagram) -> tuple[str, float]:
         rows += _legend_of_groups(scene.analysis.kept, bool(any(m.segments for m in scene.analysis.macroblocks)))
     if plan is not None:
         rows.append(('<text class="width changed" x="0" y="14">8 → 6</text>', "width before and after"))
-    parts = [
-        f'<g transform="translate(0,{22 * i})">{sign}<text x="44" y="14"{_LIMIT * words.startswith("base layer")}>'
-        f"{escape(words)}</text></g>"
-        for i, (sign, words) in enumerate(rows)
-    ]
-    return "".join(parts), 22.0 * len(rows)
+    return rows
+
+
+def _sign(sign: str, words: str, x: float, y: float) -> str:
+    limit = _LIMIT * words.startswith("base layer")
+    return f'<g transform="translate({x:g},{y:g})">{sign}<text x="44" y="14"{limit}>{escape(words)}</text></g>'
+
+
+def _sign_width(words: str) -> float:
+    return 44 + text_width(words, 11.5) + 22
+
+
+def _in_lines(rows: list[tuple[str, str]], room: float) -> tuple[str, float]:
+    """The legend from left to right, in as many lines as it takes."""
+    parts: list[str] = []
+    x = y = 0.0
+    for sign, words in rows:
+        width = _sign_width(words)
+        if x and x + width > room:
+            x, y = 0.0, y + 22
+        parts.append(_sign(sign, words, x, y))
+        x += width
+    return "".join(parts), y + 22 if rows else 0.0
 
 
 def base_words(boundary: tuple[float, ...]) -> str:

@@ -5,6 +5,8 @@ class Report {
     Object.assign(this, data, { picture });
     this.slider = document.querySelector("[data-do=z]");
     this.members = {};
+    picture.widthOf = (box) => this.width(box);
+    picture.betaOf = (macroblock) => this.plan.betas[macroblock];
     picture.listeners.push(() => this.showInPicture());
     this.slider.addEventListener("input", () => this.show(Number(this.slider.value)));
     const step = (by) => () => this.show(Math.min(Math.max(this.at + by, 0), this.plans.length - 1));
@@ -12,6 +14,9 @@ class Report {
     document.querySelector("[data-do=larger-z]").onclick = step(1);
     document.querySelector("[data-do=given]").onclick = () => this.show(this.given);
     document.querySelectorAll("#sweep tbody tr").forEach((row, k) => (row.onclick = () => this.show(k)));
+    const underBar = () => document.documentElement.style.setProperty("--tools-top", `${document.querySelector(".bar").offsetHeight}px`);
+    window.addEventListener("resize", underBar);
+    underBar();
     document.querySelector("#all-widths").addEventListener("toggle", () => this.showWidths());
     this.show(this.given);
   }
@@ -30,6 +35,7 @@ class Report {
     this.keepInSight(document.querySelector("#sweep tr.present"));
     this.picture.sides = this.fields.map((field) => this.side(field));
     this.showInPicture();
+    if (this.picture.chosen) this.picture.choose(this.picture.chosen);
     this.showInPlots();
     this.showWidths();
   }
