@@ -3,16 +3,21 @@
 import argparse
 import ast
 import importlib
+import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
+import mbs_fx
+
 ROOT = Path(__file__).parents[1]
 FORMATS = {"mbs_fx.measurement"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = {"text/html": "_repr_html_", "image/png": "_repr_png_"}
 
 
 def blocks(page):
@@ -32,6 +37,37 @@ def test_code_blocks_run(page, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tour_runs_and_shows_what_it_says(tmp_path, monkeypatch):
+    """Cell by cell, as a notebook does: the last expression of a cell shows itself."""
+    pytest.importorskip("matplotlib", reason="the tour draws: pip install 'mbs-fx[pictures]'")
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    names = {}
+    shown = []
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "tour.ipynb", "exec"), names)
+        value = eval(compile(ast.Expression(last.value), "tour.ipynb", "eval"), names) if last else None
+        found = [kind for kind, method in SHOWN.items() if getattr(value, method, lambda: None)()]
+        kept = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        assert set(found) <= kept, cell["source"]
+        shown += found
+    assert shown.count("text/html") >= 6  # tables and the picture
+    assert shown.count("image/png") == 1
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_site_has_every_page():
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} | {"tour.ipynb", "benchmarks.md"}
+    assert set(re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.M)) == pages
+
+
+def test_the_reference_has_every_public_name():
+    assert set(re.findall(r"^::: mbs_fx\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.M)) == set(mbs_fx.__all__)
 
 
 def test_every_page_is_in_the_index():

@@ -51,6 +51,12 @@ class Training:
         return sum(e.images for e in self.epochs) / sum(e.seconds for e in self.epochs)
 
     def __str__(self) -> str:
+        return self._table("simple")
+
+    def _repr_html_(self) -> str:
+        return self._table("html")
+
+    def _table(self, form: str) -> str:
         from tabulate import tabulate
 
         rows = [
@@ -63,7 +69,8 @@ class Training:
             )
             for e in self.epochs
         ]
-        return tabulate(rows, ("epoch", "loss", "accuracy", "lr", "s"), disable_numparse=True, stralign="right")
+        headers = ("epoch", "loss", "accuracy", "lr", "s")
+        return tabulate(rows, headers, tablefmt=form, disable_numparse=True, stralign="right")
 
 
 def append_line(path: str | Path, line: dict[str, Any]) -> None:
