@@ -162,6 +162,17 @@ def test_notebooks_show_tables(analysis, density):
         ET.fromstring(f"<div>{html}</div>")
 
 
+def test_results_are_markdown_too(analysis, density):
+    plan = mbs_fx.plan(analysis, density)
+    for x, rows in ((plan, 3), (density, 3), (swept := mbs_fx.sweep(analysis, density), len(swept))):
+        head, line, *rest = x.to_markdown().splitlines()
+        assert set(line) == set("|-")
+        assert all(row.count("|") == head.count("|") for row in rest[:rows])
+        assert rest[rows : rows + 1] in ([""], [])
+        assert all(row.startswith("- ") for row in rest[rows + 1 :])
+    assert f"({plan.reduction:.2%} fewer)" in plan.to_markdown()
+
+
 def test_the_first_sentence_says_what_and_why(gm, analysis, density):
     plan = mbs_fx.plan(analysis, density)
     fewer = (

@@ -32,10 +32,12 @@ from mbs_fx.algorithm import Floats
 from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.files import write_text
-from mbs_fx.results.tables import lines_html, paragraph_html, size_text, table_html
+from mbs_fx.results.tables import lines_html, markdown, paragraph_html, size_text, table_html
 
 FORMAT = "mbs_fx.density"
 VERSION = 1
+
+FACTOR_HEADERS = ("z", "size", "β", "between", "widths")
 
 FEWEST = 32
 """No decision on fewer images: means must be close to normal."""
@@ -122,16 +124,23 @@ class Density:
         text = f"Density: {self.images}{of} images, {len(self.index)} convolutions"
         return text + (", partial" if self.partial else "")
 
-    def _repr_html_(self) -> str:
-        factors = [
+    def to_markdown(self) -> str:
+        """What is known of every scaling factor, for a page or an issue."""
+        return markdown(self._factors(), FACTOR_HEADERS, (self._head(), *self.notes))
+
+    def _factors(self) -> list[tuple[str, ...]]:
+        return [
             (f"{i.z:g}", size_text(i.spatial_size), f"{i.beta:.4f}", f"{i.low:.4f} – {i.high:.4f}", i.state)
             for i in self.intervals
         ]
+
+    def _repr_html_(self) -> str:
+        factors = self._factors()
         rows = [(name, f"{p:.4f}", f"{self.stderr[name]:.4f}") for name, p in self.p.items()]
         each = table_html(rows, ("convolution", "p", "standard error"))
         return (
             paragraph_html(self._head())
-            + (table_html(factors, ("z", "size", "β", "between", "widths")) if factors else "")
+            + (table_html(factors, FACTOR_HEADERS) if factors else "")
             + f"<details><summary>p of {len(rows)} convolutions</summary>{each}</details>"
             + lines_html(self.notes)
         )

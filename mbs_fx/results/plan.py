@@ -17,6 +17,7 @@ from mbs_fx.results.files import write_text
 from mbs_fx.results.tables import (
     kept_lines,
     lines_html,
+    markdown,
     place_text,
     remarks,
     size_text,
@@ -134,9 +135,14 @@ class Plan:
         return "\n".join([table(rows, PLAN_HEADERS), summary(self), _memory(self), *below])
 
     def _repr_html_(self) -> str:
-        rows = [plan_row(m) for m in self.macroblocks]
-        below = [summary(self), _memory(self), *kept_lines(self.kept), *self.notes]
-        return table_html(rows, PLAN_HEADERS) + lines_html(below)
+        return table_html([plan_row(m) for m in self.macroblocks], PLAN_HEADERS) + lines_html(self._below())
+
+    def to_markdown(self) -> str:
+        """The table and what is said below it, for a page or an issue."""
+        return markdown([plan_row(m) for m in self.macroblocks], PLAN_HEADERS, self._below())
+
+    def _below(self) -> list[str]:
+        return [summary(self), _memory(self), *kept_lines(self.kept), *self.notes]
 
 
 def plan_row(m: MacroblockPlan) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from mbs_fx.errors import MBSError
 from mbs_fx.results.files import write_text
 from mbs_fx.results.plan import Plan, boundary_text
-from mbs_fx.results.tables import place_text, table, table_html
+from mbs_fx.results.tables import markdown, place_text, table, table_html
 
 VERSION = 1
 
@@ -80,6 +80,10 @@ class Sweep(Sequence[Plan]):
 
     def _repr_html_(self) -> str:
         return table_html(self._rows(), SWEEP_HEADERS)
+
+    def to_markdown(self) -> str:
+        """A row for every plan, for a page or an issue."""
+        return markdown(self._rows(), SWEEP_HEADERS)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [sweep_row(plan, span) for plan, span in zip(self.plans, self.ranges, strict=True)]

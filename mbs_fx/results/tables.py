@@ -1,4 +1,4 @@
-"""Tables as text and as HTML, and sizes, ranges and lists as text.  Knows strings, numbers and rows only."""
+"""Tables as text, HTML and Markdown, and sizes, ranges and lists as text.  Knows strings, numbers and rows only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,19 @@ def table(rows: Sequence[Row], headers: Row) -> str:
 
 
 def table_html(rows: Sequence[Row], headers: Row = ()) -> str:
-    """The same as HTML, for notebooks."""
-    return str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    """The same as HTML, for notebooks: aligned to the left as the text is, whatever the page's style says."""
+    html = str(tabulate(rows, headers, tablefmt="html", disable_numparse=True))
+    for cell in ("th", "td"):
+        html = html.replace(f"<{cell}>", f'<{cell} style="text-align: left">')
+    return html
+
+
+def markdown(rows: Sequence[Row], headers: Row, below: Iterable[str] = ()) -> str:
+    """The same as Markdown, with a list of the lines below it."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(
+        [tabulate(cells, headers, tablefmt="github", disable_numparse=True), "", *(f"- {b}" for b in below)]
+    )
 
 
 def lines_html(lines: Sequence[str]) -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mbs_fx.errors import MBSError
+from mbs_fx.results.tables import table_html
 from mbs_fx.training.recipe import Recipe
+
+EPOCH_HEADERS = ("epoch", "loss", "accuracy", "lr", "s")
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,17 @@ class Training:
         return sum(e.images for e in self.epochs) / sum(e.seconds for e in self.epochs)
 
     def __str__(self) -> str:
-        return self._table("simple")
-
-    def _repr_html_(self) -> str:
-        return self._table("html")
-
-    def _table(self, form: str) -> str:
         from tabulate import tabulate
 
-        rows = [
+        return tabulate(self._rows(), EPOCH_HEADERS, disable_numparse=True, stralign="right")
+
+    def _repr_html_(self) -> str:
+        return table_html(self._rows(), EPOCH_HEADERS)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
             (
-                e.epoch,
+                str(e.epoch),
                 f"{e.loss:.4f}",
                 "" if e.accuracy is None else f"{e.accuracy:.2%}",
                 f"{e.lr:.4g}",
@@ -69,8 +72,6 @@ class Training:
             )
             for e in self.epochs
         ]
-        headers = ("epoch", "loss", "accuracy", "lr", "s")
-        return tabulate(rows, headers, tablefmt=form, disable_numparse=True, stralign="right")
 
 
 def append_line(path: str | Path, line: dict[str, Any]) -> None:
