@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.channels.flow import attribute
 from mbs_fx.density.batches import check_graph
 from mbs_fx.density.fast_copy import fast_copy
 from mbs_fx.density.images import Request
@@ -39,6 +38,7 @@ from mbs_fx.rewriting.graphs import check_fits
 from mbs_fx.rewriting.repeated import plan_in, relative
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.runtime.devices import usable
+from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.tracing.example import place_and_dtype
 
 FEWEST_POSITIONS = 1 << 12

@@ -23,7 +23,9 @@ def read_chunks(
 ) -> list[Chunk]:
     """Batches of this process on a device; every image has the size that the plan was made for."""
     wanted = tuple(shape[1:] for shape in shapes)
-    source = open_images(images, Signature.of(gm, shapes[0]), request)
+    signature = Signature.of(gm)
+    signature = replace(signature, batch_axes=len(shapes[signature.image]))
+    source = open_images(images, signature, request)
     like = next((tensor for tensor in (*gm.parameters(), *gm.buffers()) if tensor.is_floating_point()), torch.empty(0))
     chunks: list[Chunk] = []
     for number, groups in source.read(0):

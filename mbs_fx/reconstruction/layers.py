@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from mbs_fx.channels.flow import attribute
 from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
 from mbs_fx.rewriting.selection import Keep
+from mbs_fx.shapes.graph_attributes import attribute
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
