@@ -204,8 +204,7 @@ class Analysis:
     all are.  ``input_names`` are their names in the graph: that of the input, and the way to the tensor in an input
     that is a list or dict.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking
     inside.  ``image`` is the number of the input over which the convolutions slide, and ``image_axes`` its spatial
-    dimensions, whose sizes are ``input_size`` (L).  ``name`` is that of the
-    network's class.
+    dimensions, whose sizes are ``input_size`` (L).  ``name`` is that of the network's class.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
