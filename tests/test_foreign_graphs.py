@@ -66,11 +66,13 @@ def test_an_onnx_file(name, tmp_path):
     holds(gm, tuple(x.shape))
 
 
-def test_graphs_without_module_calls_are_refused_with_advice():
+def test_an_exported_graph_of_aten_operators_is_reduced():
     net = torchvision.models.resnet18().eval()
-    exported = torch.export.export(net, (torch.randn(SHAPE),)).module()
-    with pytest.raises(MBSError, match=r"aten operators.*mbs_fx\.trace"):
-        mbs_fx.analyze(exported, SHAPE)
+    holds(torch.export.export(net, (torch.randn(SHAPE),)).module(), SHAPE)
+
+
+def test_graphs_whose_weights_are_inputs_are_refused_with_advice():
+    net = torchvision.models.resnet18().eval()
     captured = []
 
     def backend(gm, inputs):

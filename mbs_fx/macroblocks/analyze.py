@@ -33,7 +33,6 @@ from mbs_fx.macroblocks.streams import find_segments, find_streams
 from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
 from mbs_fx.runtime.garbage_collection import collector_paused
-from mbs_fx.runtime.torch_private import OpOverload
 from mbs_fx.shapes.graph_inputs import ExampleLike, Inputs, Name, Shapes, arguments_of, inputs_of, require_graph
 from mbs_fx.shapes.shapes import infer, typed
 from mbs_fx.tracing.leaves import is_layer
@@ -160,12 +159,6 @@ def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str
 
 
 def _why_no_convolution(gm: GraphModule) -> str:
-    kinds = {type(node.target) for node in gm.graph.nodes if node.op == "call_function"}
-    if OpOverload in kinds:
-        return (
-            "the graph is made of aten operators, as torch.export makes it, without the modules whose widths could "
-            "change: trace the model itself, mbs_fx.trace(model, example)"
-        )
     if any(str(node.target).startswith("L_") and "parameters" in str(node.target) for node in gm.graph.nodes):
         return (
             "the graph's weights are inputs, as torch.compile hands graphs to its backends: trace the model itself, "
