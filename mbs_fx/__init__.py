@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mbs_fx.results.plan import Plan
     from mbs_fx.results.reconstruction import Reconstruction
     from mbs_fx.results.sweep import Sweep
+    from mbs_fx.rewriting.carried_plan import plan_of
     from mbs_fx.rewriting.latency import latency_of
     from mbs_fx.rewriting.optimizer import carry_optimizer
     from mbs_fx.rewriting.rewrite import rewrite
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "plan_of",
     "plot",
     "reconstruct",
     "reduce",
@@ -80,6 +82,7 @@ _HOMES = {
     "load": "rewriting.saving",
     "measure": "density.measure",
     "plan": "planning.plan",
+    "plan_of": "rewriting.carried_plan",
     "plot": "pictures.plots",
     "reduce": "reducing",
     "register_operation": "operations.register",

@@ -22,12 +22,12 @@ from traceback import extract_tb
 from types import ModuleType
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mbs_fx import sample
 from mbs_fx.errors import MBSError
 from mbs_fx.folder import Channels, Preparation
+from mbs_fx.rewriting.weights import read_weights
 
 OPTIONAL = "num_batches_tracked"  # not in older files, and used only by a BatchNorm without momentum
 
@@ -65,7 +65,7 @@ def resolve(spec: str, weights: str | Path | None = None) -> Source:
 def load_weights(model: nn.Module, file: str | Path) -> None:
     """Fill ``model`` from a file of safetensors or a pickled state dict; every parameter must be there."""
     file = Path(file)
-    state, own = _unwrapped(_read(file)), model.state_dict()
+    state, own = read_weights(file), model.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in state and not key.endswith(OPTIONAL)]
     wrong += [f"{key} is not part of the model" for key in state if key not in own]
     wrong += [
@@ -77,38 +77,6 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise MBSError(f"{file} holds other weights than {type(model).__name__} has: {wrong[0]}{more}")
     model.load_state_dict(state, strict=False)
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    """What the file holds, by its own account; nothing in it is executed."""
-    import pickle
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise MBSError(f"there is no weights file {file}")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text advises to load what is not safe
-        raise MBSError(f"{file} is neither safetensors nor a state dict; save model.state_dict() instead") from error
-    except (SafetensorError, EOFError, RuntimeError) as error:
-        raise MBSError(f"{file} is neither safetensors nor a state dict (weights_only): {_line(error)}") from error
-    if not isinstance(held, Mapping):
-        raise MBSError(f"{file} holds a {type(held).__name__}; save model.state_dict() instead")
-    return cast("Mapping[str, Any]", held)
-
-
-def _unwrapped(held: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict itself: out of a checkpoint, without the prefix of DataParallel."""
-    for key in ("state_dict", "model"):
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
-    if held and all(key.startswith("module.") for key in held):
-        held = {key.removeprefix("module."): value for key, value in held.items()}
-    return {key: value for key, value in held.items() if isinstance(value, Tensor)}
 
 
 def _from_sample(name: str, trained: bool) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,21 @@ from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.density import Density
+from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.latency import latency_of
-from mbs_fx.rewriting.repeated import plan_in
 from mbs_fx.rewriting.resizing import Init
-from mbs_fx.rewriting.rewrite import check_words, rewrite
+from mbs_fx.rewriting.rewrite import check_words, rewrite_traced
 from mbs_fx.rewriting.selection import Criterion
 from mbs_fx.runtime.devices import block
 from mbs_fx.shapes.graph_inputs import ExampleLike
 from mbs_fx.tracing.example import place_and_dtype
 from mbs_fx.tracing.trace import trace
 
+Model = TypeVar("Model", bound=nn.Module)
+
 
 def reduce(
-    model: nn.Module,
+    model: Model,
     images: Any = None,
     *,
     example: ExampleLike = None,
@@ -53,7 +55,7 @@ def reduce(
     max_bytes: float | str | None = None,
     max_latency_ms: float | str | None = None,
     **measuring: Any,
-) -> GraphModule:
+) -> Model:
     """Trace, analyze, measure, plan and rewrite: a new, trainable, smaller network.
 
     Args:
@@ -84,7 +86,7 @@ def reduce(
         measuring: further arguments of `measure`.
 
     Returns:
-        The small network; ``meta["mbs"]`` is its `Plan`, which prints as the paper's table.
+        The small network, of the model's own class; ``meta["mbs"]`` is its `Plan`, which prints as the paper's table.
 
     """
     if images is not None and density is not None:
@@ -120,8 +122,9 @@ def reduce(
         max_latency_ms=max_latency_ms,
         latency=None if max_latency_ms is None else latency_of(gm, device=device),
     )
-    small = rewrite(gm, made, init=init, criterion=criterion)
-    type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph module has its class
+    small = rewrite_traced(model, gm, made, init, criterion)
+    if isinstance(small, GraphModule):
+        type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph has its class
     return small
 
 

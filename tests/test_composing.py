@@ -1,6 +1,7 @@
 """Reductions in a row: the plan stays one of the original."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def parameters(net):
 def test_factors_multiply_and_go_below_one_half(networks):
     net, once, twice = networks
     first, both = once.meta["mbs"], twice.meta["mbs"]
-    own = mbs_fx.plan(mbs_fx.analyze(once, SHAPE), z=0.8)
+    own = mbs_fx.plan(mbs_fx.analyze(mbs_fx.trace(once, SHAPE), SHAPE), z=0.8)
     for m, a, b in zip(both.macroblocks, first.macroblocks, own.macroblocks, strict=True):
         assert m.beta == pytest.approx(a.beta * b.beta)
         assert m.redundancy == pytest.approx(1 / m.beta - 1)
@@ -103,7 +104,9 @@ def test_optimizer_state_follows(networks):
     for parameter in once.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    carried = mbs_fx.carry_optimizer(optimizer, once, twice)
+    opaque = "initialised fresh" in "".join(twice.meta["mbs"].notes)
+    with pytest.warns(UserWarning, match="without optimiser state") if opaque else nullcontext():
+        carried = mbs_fx.carry_optimizer(optimizer, once, twice)
     kept = once.meta["mbs"].channels["fc" if "fc" in once.meta["mbs"].channels else "linear"]
     assert len(kept) in (10, 1000)
     assert all(state["momentum_buffer"].shape == parameter.shape for parameter, state in carried.state.items())

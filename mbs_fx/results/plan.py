@@ -27,7 +27,11 @@ from mbs_fx.results.tables import (
     widths_text,
 )
 
+FORMAT = "mbs_fx.plan"
 VERSION = 1
+COSTS = ("params", "flops", "model_bytes", "activation_bytes")
+FIRST = ("z", "boundary", "beyond", "images", *COSTS, "macroblocks", "widths")
+"""What a person reads first in the file; what records the network and the rewrite follows."""
 
 PLAN_HEADERS = (
     "m",
@@ -102,10 +106,16 @@ class Plan:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The plan as text; written to ``path`` as a whole or not at all."""
-        text = json.dumps({"format": "mbs_fx.plan", "version": VERSION, **asdict(self)}, indent=1)
+        text = _layout(self.to_dict())
         if path is not None:
             write_text(path, text)
         return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan in plain containers."""
+        fields = asdict(self)
+        first = {name: fields.pop(name) for name in FIRST}
+        return {"format": FORMAT, "version": VERSION, **first, **fields}
 
     @classmethod
     def from_json(cls, source: str | Path) -> Plan:
@@ -121,8 +131,13 @@ class Plan:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise MBSError(f"{name}: not JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != "mbs_fx.plan":
-            raise MBSError(f"{name}: not a plan: there is no format 'mbs_fx.plan'")
+        return cls.from_dict(data, str(name))
+
+    @classmethod
+    def from_dict(cls, data: Any, name: str = "the plan") -> Plan:
+        """A plan from what `to_dict` gave; ``name`` is what errors call it."""
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise MBSError(f"{name}: not a plan: there is no format '{FORMAT}'")
         if data.get("version") != VERSION:
             found = data.get("version")
             raise MBSError(f"{name}: a plan of version {found}, and this mbs_fx reads version {VERSION}; update it")
@@ -187,7 +202,23 @@ def _memory(plan: Plan) -> str:
     return f"weights {weights}, peak activation memory {maps} per image"
 
 
-def _plan_of(data: dict[str, Any]) -> Plan:
+def _layout(data: dict[str, Any]) -> str:
+    """JSON with one line for each macroblock, each width and the channels of each layer."""
+    parts = [f"{json.dumps(key)}: {_lines(value)}" for key, value in data.items()]
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    """A container of several entries over several lines, each entry on its own."""
+    if isinstance(value, dict) and value:
+        entries = [f"{json.dumps(key)}: {json.dumps(held)}" for key, held in value.items()]
+        return "{\n  " + ",\n  ".join(entries) + "\n }"
+    if isinstance(value, tuple) and value and isinstance(value[0], dict | str):
+        return "[\n  " + ",\n  ".join(json.dumps(held) for held in value) + "\n ]"
+    return json.dumps(value)
+
+
+def _plan_of(data: Mapping[str, Any]) -> Plan:
     fields = {key: value for key, value in data.items() if key not in ("format", "version")}
     try:
         rows = [{k: _tuples(v) for k, v in row.items()} for row in fields.pop("macroblocks")]
@@ -238,7 +269,7 @@ def _check_types(plan: Plan) -> None:
     for name in ("widths", "before", "kept", "channels"):
         if not isinstance(getattr(plan, name), dict):
             raise MBSError(f'the plan was edited into something else: "{name}" maps module paths, as {{"conv1": ...}}')
-    for name in ("params", "flops", "model_bytes", "activation_bytes"):
+    for name in COSTS:
         if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
             raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
     for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS):

@@ -5,23 +5,21 @@ Semantics
   (auxiliary heads, functional dropout) stays alive.  Layers are replaced at the same paths.
 - Hooks stay with the copy.  They are not called here, unless the network does not run without them (one that collects
   hidden states by hooks of its own).
-- The module is traced in both modes, so that layers which only one of them uses are resized too.  Where it cannot be
-  traced in training mode the plan's notes say so: layers that only training uses keep their width.
-- A constant in the code of ``forward`` that counts channels (``x.view(-1, 512 * 7 * 7)``) cannot be reached by
-  replacing layers.  Then the copy runs the traced and rewritten code of its own mode, and the plan's notes say so.
+- The graphs of both modes are followed where they differ (`mbs_fx.rewriting.modes`), so that layers which only one of
+  them uses are resized too.
+- Attributes that count channels are counted anew (`mbs_fx.rewriting.width_attributes`).
+- The copy's own code must then give what the rewritten graph gives, on random inputs.  Where it does not, since its
+  code counts channels, the copy runs the graph's code (`mbs_fx.rewriting.traced_forward`), and the plan's notes say so.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-import types
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
@@ -29,44 +27,47 @@ from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.graph_constants import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
+from mbs_fx.rewriting.inputs import example_inputs
+from mbs_fx.rewriting.modes import graphs_of
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
+from mbs_fx.rewriting.traced_forward import Code, require_own_forward, run_traced, traced_code
+from mbs_fx.rewriting.width_attributes import width_attributes
 from mbs_fx.shapes.fake_interpreter import HOOKS
 from mbs_fx.shapes.graph_attributes import attribute
-from mbs_fx.shapes.graph_inputs import packed
-from mbs_fx.shapes.shapes import random_inputs, shapes_of, tensors_in
-from mbs_fx.tracing.check import copied
-from mbs_fx.tracing.example import place_and_dtype
-from mbs_fx.tracing.trace import trace
+from mbs_fx.shapes.graph_inputs import inputs_of
+from mbs_fx.shapes.shapes import shapes_of, tensors_in
+from mbs_fx.tracing.check import RunError, copied, disagreement, outputs, run
+from mbs_fx.tracing.example import example_of, place_and_dtype
+
+Attributes = Mapping[tuple[str, str], Any]
 
 
-def rewrite_module(model: nn.Module, plan: Plan, criterion: Criterion) -> tuple[nn.Module, Keep, Resizer]:
-    """A resized deep copy of a module, the decision behind it, and what was initialised fresh."""
+def rewrite_module(
+    model: nn.Module, plan: Plan, criterion: Criterion, traced: GraphModule | None = None
+) -> tuple[nn.Module, Keep, Resizer, tuple[str, ...]]:
+    """A resized deep copy of a module, the decision behind it, what was initialised fresh, and notes.
+
+    ``traced`` is the graph that the plan was made for, where it is at hand.
+    """
+    require_own_forward(model)
     small = copied(model)
     hooks = _taken_hooks(small)
     needs_hooks = any(hooks.values()) and not _runs(small, plan)
     if needs_hooks:
         _give_hooks(small, hooks)
-    modes = {path: module.training for path, module in small.named_modules()}
-    graphs, keeps, notes = _decisions(small, plan, criterion)
-    first = keeps[False]
+    graphs, untraced = graphs_of(small, plan, traced)
+    keeps = _decisions(graphs, plan, criterion)
+    first = next(iter(keeps.values()))
     resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
-    resizers[False].notes += notes
-    code = {mode: _rewritten_graph(graphs[mode], keep) for mode, keep in keeps.items()}
-    new: dict[str, nn.Module | Tensor] = {}
-    for mode, keep in keeps.items():
-        new = {**_resized(keep.facts, resizers[mode]), **new}
-    for path, held in new.items():
-        _replace(small, path, held)
-    if any(graph is not None for graph in code.values()):
-        _override_forward(small, {m: code[m] if code[m] is not None else graphs[m].graph for m in code}, graphs)
-    for path, module in small.named_modules():
-        module.training = modes[path]
+    for mode, keep in reversed(keeps.items()):
+        for path, held in _resized(keep.facts, resizers[mode]).items():
+            _replace(small, path, held)
     if needs_hooks:
         _give_hooks(small, hooks)
-    _check_runs(small, plan, first.facts)
+    notes = (*untraced, *_Agreement(small, plan, graphs, keeps).reached())
     _give_hooks(small, hooks)
-    return small, first, resizers[False]
+    return small, first, next(iter(resizers.values())), notes
 
 
 def _taken_hooks(small: nn.Module) -> dict[str, dict[str, Any]]:
@@ -85,62 +86,26 @@ def _give_hooks(small: nn.Module, hooks: Mapping[str, dict[str, Any]]) -> None:
 
 def _runs(small: nn.Module, plan: Plan) -> bool:
     """Whether a copy runs as it is, without its hooks."""
-    twin, inputs = copied(small).eval(), example_inputs(small, plan)
+    example = example_of(small, example_inputs(small, plan))
+    assert example is not None
     try:
-        with torch.no_grad():
-            twin(**inputs) if isinstance(inputs, dict) else twin(*inputs)
-    except Exception:  # noqa: BLE001 whatever a network raises whose hooks are missing
+        outputs(small, example, False)
+    except RunError:
         return False
     return True
 
 
-def _decisions(
-    small: nn.Module, plan: Plan, criterion: Criterion
-) -> tuple[dict[bool, GraphModule], dict[bool, Keep], list[str]]:
-    """The graph of each mode that can be traced, which channels stay there, and notes."""
-    notes: list[str] = []
-    graphs: dict[bool, GraphModule] = {}
+def _decisions(graphs: Mapping[bool, GraphModule], plan: Plan, criterion: Criterion) -> dict[bool, Keep]:
+    """Which channels stay in the graph of each mode; the plan's own decides."""
     keeps: dict[bool, Keep] = {}
-    inputs = example_inputs(small, plan)
-    for mode in (False, True):
-        small.train(mode)
-        try:
-            graphs[mode] = trace(small, inputs, leaves=plan.leaves)
-        except MBSError as error:
-            if not mode:
-                raise
-            notes.append(f"not traced in training mode, so layers that only training uses keep their width: {error}")
-            continue
-        found = facts(graphs[mode], _shapes(plan), plan.opaque, plan.input_types, plan.input_names)
-        if not mode:
+    for mode, gm in graphs.items():
+        found = facts(gm, inputs_of(gm, None).shapes, plan.opaque, plan.input_types, plan.input_names)
+        if not keeps:
             keeps[mode] = decide(found, plan, criterion)
         else:
             counts = from_widths(found.analysis, plan.widths)
-            keeps[mode] = restore(found, counts, keeps[False].channels())
-    return graphs, keeps, notes
-
-
-def example_inputs(model: nn.Module, plan: Plan) -> tuple[Any, ...] | dict[str, Any]:
-    """Random inputs that a plan was made for; by name where ``forward`` cannot take all of them by position."""
-    device, dtype = place_and_dtype(model)
-    values = [value.to(device) for value in random_inputs(_shapes(plan), plan.input_types, dtype)]
-    parameters = inspect.signature(model.forward).parameters.values()
-    if plan.input_names:
-        given = packed(plan.input_names, values)
-        by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        first = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)]
-        in_order = list(given) == first[: len(given)] or not by_name.issuperset(given)
-        return tuple(given.values()) if in_order else given
-    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if not named:
-        return tuple(values)
-    first = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return dict(zip([*first[: len(values) - len(named)], *named], values, strict=True))
-
-
-def _shapes(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """The inputs that a plan was made for, at least two images each."""
-    return tuple((max(2, shape[0]), *shape[1:]) for shape in plan.input_shapes)
+            keeps[mode] = restore(found, counts, next(iter(keeps.values())).channels())
+    return keeps
 
 
 def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
@@ -163,7 +128,12 @@ def _replace(small: nn.Module, path: str, held: nn.Module | Tensor) -> None:
     parent, _, name = path.rpartition(".")
     owner = small.get_submodule(parent)
     if isinstance(held, Tensor):
-        (owner._parameters if name in owner._parameters else owner._buffers)[name] = held  # type: ignore[index]
+        tables: tuple[Any, ...] = (owner._parameters, owner._buffers)
+        table = next((table for table in tables if name in table), None)
+        if table is not None:
+            table[name] = held
+        else:
+            setattr(owner, name, held)
         return
     original = small.get_submodule(path)
     aliases = [p for p, m in small.named_modules(remove_duplicate=False) if m is original]
@@ -171,54 +141,113 @@ def _replace(small: nn.Module, path: str, held: nn.Module | Tensor) -> None:
         small.set_submodule(alias, held)
 
 
-def _rewritten_graph(gm: GraphModule, keep: Keep) -> Any:
-    """The graph with its constants counted anew, None where no constant changes."""
+class _Agreement:
+    """Makes the copy compute what the rewritten graphs compute: by its own code, or else by theirs."""
+
+    def __init__(
+        self, small: nn.Module, plan: Plan, graphs: Mapping[bool, GraphModule], keeps: Mapping[bool, Keep]
+    ) -> None:
+        self.small, self.plan, self.graphs = small, plan, graphs
+        counted = {mode: _counted_anew(graphs[mode], keep) for mode, keep in keeps.items()}
+        self.code = {mode: traced_code(graphs[mode], graph) for mode, (graph, _) in counted.items()}
+        self.constants = any(changed for _, changed in counted.values())
+        first = next(iter(keeps.values()))
+        self.found = width_attributes(small, first)
+        self.expected = _sizes(next(iter(first.facts.flow.gm.graph.find_nodes(op="output"))), first.facts)
+        example = example_of(small, example_inputs(small, plan))
+        assert example is not None
+        self.example = example
+
+    def reached(self) -> tuple[str, ...]:
+        """Notes on what was done; raises `MBSError` where the copy runs neither code."""
+        named, every = self.found.named, {**self.found.named, **self.found.unnamed}
+        if not self.constants and not self.found.unnamed and self._runs(named):
+            _set(self.small, named)
+            return self._notes()
+        attempts = [named, *([every] if every != named else [])]
+        for attributes in attempts:
+            if self._agrees(attributes):
+                _set(self.small, attributes)
+                return self._notes()
+        _set(self.small, named)
+        run_traced(self.small, self.code, self.graphs)
+        self._require_run()
+        return (
+            *self._notes(),
+            f"{type(self.small).__name__} counts channels in its code: the small one runs traced code instead, and "
+            "cannot be pickled",
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        undecided = self.found.undecided
+        return (f"attributes that may count channels stay as they were: {', '.join(undecided)}",) if undecided else ()
+
+    def _twin(self, attributes: Attributes, code: Mapping[bool, Code] | None = None) -> nn.Module:
+        twin = copied(self.small)
+        _set(twin, attributes)
+        if code is not None:
+            run_traced(twin, code, self.graphs)
+        return twin
+
+    def _runs(self, attributes: Attributes) -> bool:
+        """Whether the copy's own code runs, on shapes alone where it can; no constant changed, so it is the graph."""
+        twin = self._twin(attributes).train(next(iter(self.code))).to("meta")
+        try:
+            given = run(twin, self.example.map(lambda tensor: tensor.to("meta")))
+        except RunError:
+            return self._agrees(attributes)
+        self._require_sizes(given)
+        return True
+
+    def _agrees(self, attributes: Attributes) -> bool:
+        """Whether the copy's own code gives what the graphs' code gives, in every mode."""
+        return all(self._agrees_in(mode, attributes) for mode in self.code)
+
+    def _agrees_in(self, mode: bool, attributes: Attributes) -> bool:
+        try:
+            own = outputs(self._twin(attributes), self.example, mode)
+            expected = outputs(self._twin(attributes, {mode: self.code[mode]}), self.example, mode)
+        except RunError:
+            return False
+        if mode == next(iter(self.code)):
+            self._require_sizes(own)
+        if place_and_dtype(self.small)[0].type == "meta":
+            return True
+        return not disagreement(expected, own)
+
+    def _require_sizes(self, given: Any) -> None:
+        """Raise `MBSError` where the network's outputs are no longer of the original's sizes, the batch aside."""
+        found = [tensor.shape[1:] for tensor in tensors_in(shapes_of(given))]
+        if found != self.expected:
+            raise MBSError(
+                f"the reduced module gives outputs of shape {found}, the original {self.expected}, the batch aside: "
+                "keep the widths behind them (keep= of mbs_fx.plan)"
+            )
+
+    def _require_run(self) -> None:
+        try:
+            self._require_sizes(outputs(self.small, self.example, next(iter(self.code))))
+        except RunError as error:
+            raise MBSError(
+                f"the reduced module does not run ({error}): its code counts channels where replacing layers does "
+                "not reach. Rewrite the traced graph instead: mbs_fx.rewrite(mbs_fx.trace(model, example), plan)"
+            ) from error
+
+
+def _sizes(output: Node, found: Facts) -> list[tuple[int, ...]]:
+    """Sizes of the tensors that a graph gives, the batch aside."""
+    return [tensor.shape[1:] for tensor in tensors_in(found.flow.shapes[output.name])]
+
+
+def _counted_anew(gm: GraphModule, keep: Keep) -> tuple[Graph, bool]:
+    """The graph with its constants counted anew, and whether any changed."""
     graph = copy.deepcopy(gm.graph)
     nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
     before = {name: (repr(node.args), repr(node.kwargs)) for name, node in nodes.items()}
     apply_edits(nodes, keep)
-    changed = any(before[name] != (repr(node.args), repr(node.kwargs)) for name, node in nodes.items())
-    return graph if changed else None
+    return graph, any(before[name] != (repr(node.args), repr(node.kwargs)) for name, node in nodes.items())
 
 
-def _override_forward(small: nn.Module, code: Mapping[bool, Any], graphs: Mapping[bool, GraphModule]) -> None:
-    """Let the module run traced code, that of its mode, on its own layers."""
-    functions: dict[bool, Any] = {}
-    for mode, graph in code.items():
-        functions[mode] = type(GraphModule(graphs[mode], graph)).forward
-        for node in graph.nodes:
-            owner, _, name = str(node.target).rpartition(".")
-            if node.op == "get_attr" and not hasattr(small.get_submodule(owner), name):
-                setattr(small.get_submodule(owner), name, getattr(graphs[mode].get_submodule(owner), name))
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return functions.get(self.training, functions[False])(self, *args, **kwargs)
-
-    small.forward = types.MethodType(forward, small)
-
-
-def _check_runs(small: nn.Module, plan: Plan, found: Facts) -> None:
-    """Run the copy once, in eval mode, its modes put back: it must give outputs of the original's shapes."""
-    modes = {module: module.training for module in small.modules()}
-    small.eval()
-    try:
-        with torch.no_grad():
-            inputs = example_inputs(small, plan)
-            outputs = small(**inputs) if isinstance(inputs, dict) else small(*inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise MBSError(
-            f"the reduced module does not run ({error}): its code counts channels where replacing layers does not "
-            "reach. Rewrite the traced graph instead: mbs_fx.rewrite(mbs_fx.trace(model, example), plan)"
-        ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    name = next(node.name for node in found.flow.gm.graph.nodes if node.op == "output")
-    before, after = (
-        [tensor.shape for tensor in tensors_in(value)] for value in (found.flow.shapes[name], shapes_of(outputs))
-    )
-    if before != after:
-        raise MBSError(
-            f"the reduced module gives outputs of shape {after}, the original {before}: keep the widths behind them "
-            "(keep= of mbs_fx.plan)"
-        )
+def _set(module: nn.Module, attributes: Attributes) -> None:
+    for (path, name), value in attributes.items():
+        setattr(module.get_submodule(path), name, value)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,6 @@ from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.plan import MacroblockPlan, Plan, summary
 
 BEFORE = "reduced before: "
-
-
-def plan_in(model: Any) -> Plan | None:
-    """The plan that a network was made by, None for an original."""
-    held = getattr(model, "meta", None)
-    found = held.get("mbs") if isinstance(held, Mapping) else None
-    return found if isinstance(found, Plan) else None
 
 
 def relative(earlier: Plan | None, plan: Plan) -> Plan:

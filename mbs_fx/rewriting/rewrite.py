@@ -8,16 +8,17 @@ Semantics
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
 from mbs_fx.results.plan import Plan
+from mbs_fx.rewriting.carried_plan import carry_plan, plan_in
 from mbs_fx.rewriting.graphs import check_runs, rewrite_graph
 from mbs_fx.rewriting.modules import rewrite_module
-from mbs_fx.rewriting.repeated import compose, plan_in, recounted, relative
+from mbs_fx.rewriting.repeated import compose, recounted, relative
 from mbs_fx.rewriting.resizing import Init, initialise
 from mbs_fx.rewriting.selection import Criterion
 
@@ -42,13 +43,18 @@ def rewrite(
         criterion: which channels stay; see `mbs_fx.rewriting.selection.select`.
 
     Returns:
-        The small network; ``meta["mbs"]`` holds the plan with the kept channels filled in, always as a plan of
-        the original (`mbs_fx.rewriting.repeated`).
+        The small network, of the model's own class; ``meta["mbs"]`` holds the plan with the kept channels filled in,
+        always as a plan of the original (`mbs_fx.rewriting.repeated`).
 
     Raises:
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.
 
     """
+    return rewrite_traced(model, None, plan, init, criterion)
+
+
+def rewrite_traced(model: Model, traced: GraphModule | None, plan: Plan, init: Init, criterion: Criterion) -> Model:
+    """As `rewrite`; ``traced`` is the graph of a module that the plan was made for, where it is at hand."""
     check_words(init, criterion)
     if not isinstance(plan, Plan):
         raise MBSError(f"the plan is a {type(plan).__name__}: mbs_fx.plan makes one, mbs_fx.Plan.from_json reads one")
@@ -56,20 +62,20 @@ def rewrite(
         raise MBSError(f"the model is a {type(model).__name__}: give a traced graph, or the original nn.Module")
     earlier = plan_in(model)
     plan = relative(earlier, plan)
+    notes: tuple[str, ...] = ()
     if isinstance(model, GraphModule):
         small, keep, resizer = rewrite_graph(model, plan, criterion)
         check_runs(keep.facts, small)
     else:
-        small, keep, resizer = rewrite_module(model, plan, criterion)
+        small, keep, resizer, notes = rewrite_module(model, plan, criterion, traced)
     initialise(small, init)
     analysis = keep.facts.analysis
     made = recounted(analysis, plan, keep.counts)
-    notes = (*made.notes, *resizer.notes)
+    notes = (*resizer.notes, *notes)
     if resizer.fresh and init == "inherit":
-        notes = (*notes, f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}")
-    reduced: Any = small
-    made = replace(made, channels=keep.channels(), notes=notes)
-    reduced.meta = {**getattr(model, "meta", {}), "mbs": compose(earlier, made, analysis)}
+        notes = (f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}", *notes)
+    made = replace(made, channels=keep.channels(), notes=tuple(dict.fromkeys((*made.notes, *notes))))
+    carry_plan(small, model, compose(earlier, made, analysis))
     return small  # type: ignore[return-value]
 
 
