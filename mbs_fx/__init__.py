@@ -9,6 +9,7 @@ from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
     from mbs_fx.density.measure import measure
+    from mbs_fx.exporting.export import export_python
     from mbs_fx.folder import Preparation
     from mbs_fx.macroblocks.analyze import analyze
     from mbs_fx.operations.register import register_operation
@@ -48,6 +49,7 @@ __all__ = [
     "analyze",
     "carry_optimizer",
     "draw",
+    "export_python",
     "latency_of",
     "load",
     "measure",
@@ -67,6 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "export_python": "exporting.export",
     "Analysis": "results.analysis",
     "Density": "results.density",
     "Plan": "results.plan",

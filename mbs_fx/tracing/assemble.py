@@ -22,6 +22,7 @@ def assemble(model: nn.Module, twin: nn.Module, graph: fx.Graph) -> fx.GraphModu
     for target in (str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")):
         if "." not in target and not hasattr(root, target):
             setattr(root, target, getattr(twin, target))
+    graph.output_node().type = None  # the annotation of the function that was traced: no name in generated code
     graph.lint()
     gm = fx.GraphModule(root, graph, type(model).__name__)
     for target in targets - set(model.state_dict()):

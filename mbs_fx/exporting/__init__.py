@@ -1,0 +1,1 @@
+"""A network as one Python file of plain torch layers."""
