@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
+    from mbs_fx.benchmarking.bench import bench
     from mbs_fx.density.measure import measure
     from mbs_fx.exporting.export import export_python
     from mbs_fx.folder import Preparation
@@ -47,6 +48,7 @@ __all__ = [
     "Reconstruction",
     "Sweep",
     "analyze",
+    "bench",
     "carry_optimizer",
     "draw",
     "export_python",
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bench": "benchmarking.bench",
     "export_python": "exporting.export",
     "Analysis": "results.analysis",
     "Density": "results.density",

@@ -31,6 +31,8 @@ ORDER = """
     reconstruction
     training
     pictures
+    exporting
+    benchmarking
     reducing passes
     sample
     models

@@ -144,7 +144,7 @@ def function_name(node: Node) -> str:
     if known is not None:
         return known
     module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", target))
-    if isinstance(target, torch._ops.OpOverload):
+    if type(target).__name__ == "OpOverload":
         return f"torch.ops.{target}"
     if module.split(".")[0] in ("torch", "torchvision") and getattr(importlib.import_module(module), name, 0) is target:
         return f"{module}.{name}"

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from mbs_fx.exporting.calls import REQUIRED, Argument, Call, Slot, literal
 
@@ -76,7 +74,7 @@ def _plain(module: nn.Module, name: str, held: Any, short: bool) -> Any:
     """The value as it is usually written."""
     if isinstance(held, list | torch.Size):
         held = tuple(held)
-    windows = isinstance(module, _ConvNd | _MaxPoolNd | _AvgPoolNd) or type(module).__name__.startswith("Adaptive")
+    windows = "Conv" in type(module).__name__ or "Pool" in type(module).__name__
     if short and windows and name in _PAIRS and isinstance(held, tuple) and len(set(held)) == 1:
         return held[0]
     return held

@@ -39,12 +39,16 @@ def written_graph(gm: GraphModule, shapes: Shapes, types: tuple[str, ...]) -> tu
     for node in gm.graph.nodes:
         if node.op == "call_module" and layer_call(str(node.target), modules[str(node.target)]) is None:
             known[node] = _inlined(graph, node, modules[str(node.target)], seen, known)
-        elif node.target is not torch._assert:
+        elif not _is_check(node):
             known[node] = graph.node_copy(node, lambda argument: known[argument])
     _drop_unread(graph)
     graph.lint()
     written = GraphModule(gm, graph, type(gm).__name__)
     return written, infer(written, inputs)
+
+
+def _is_check(node: Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert"
 
 
 def _drop_unread(graph: Graph) -> None:
@@ -68,7 +72,7 @@ def _inlined(graph: Graph, node: Node, leaf: nn.Module, seen: Mapping[str, Any],
     outer = node.meta.get(STACK, {})
     key = next(reversed(outer), path)
     for each in inner.graph.nodes:
-        if each.op == "placeholder" or each.target is torch._assert:
+        if each.op == "placeholder" or _is_check(each):
             continue
         if each.op == "output":
             return map_arg(each.args[0], lambda n: values[n])

@@ -1,0 +1,1 @@
+"""Two networks timed side by side."""

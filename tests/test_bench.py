@@ -1,0 +1,80 @@
+"""Two networks side by side: what is run, what is said, what is refused."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import mbs_fx
+from mbs_fx import MBSError
+from mbs_fx.results.speed import Bench, Spread, Timing
+
+
+@pytest.fixture(scope="module")
+def pair():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    return net, mbs_fx.reduce(net, example=(1, 3, 16, 16), betas={14: 0.5, 12: 0.5})
+
+
+def test_rows_are_what_was_asked_for(pair, monkeypatch):
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.BLOCK", 1e-4)
+    net, small = pair
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    found = mbs_fx.bench(net, small, batch_sizes=(1, 3), threads=1, repetitions=3)
+    assert [(t.backend, t.batch, t.threads) for t in found.timings] == [("eager", 1, 1), ("eager", 3, 1)]
+    plan = small.meta["mbs"]
+    assert found.timings[1].memory == tuple(
+        plan.model_bytes[i] + 3 * plan.activation_bytes[i] for i in (0, 1)
+    )  # three images
+    assert all(0 < t.ratio.low <= t.ratio.median <= t.ratio.high for t in found.timings)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert json.loads(found.to_json())["timings"][0]["batch"] == 1
+
+
+def test_networks_without_a_plan_need_an_example(pair, monkeypatch):
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.BLOCK", 1e-4)
+    net, _ = pair
+    found = mbs_fx.bench(net, net, (1, 3, 16, 16), batch_sizes=[2], repetitions=1)
+    assert found.timings[0].memory is None
+    with pytest.raises(MBSError, match="carries no plan, so the input is not known"):
+        mbs_fx.bench(net, net)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_onnxruntime(pair, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.BLOCK", 1e-4)
+    found = mbs_fx.bench(*pair, batch_sizes=[1], threads=1, repetitions=1, backends=["onnxruntime"])
+    assert found.timings[0].backend == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
+        ({"backends": ["tensorrt"]}, "backend 'tensorrt': choose from eager, compile, onnxruntime"),
+        ({"batch_sizes": [0]}, "batch_sizes"),
+        ({"repetitions": 0}, "repetitions"),
+    ],
+)
+def test_what_cannot_be_timed(pair, arguments, message):
+    with pytest.raises(MBSError, match=message):
+        mbs_fx.bench(*pair, **arguments)
+
+
+def test_a_runtime_that_is_absent(pair, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MBSError, match="needs onnxruntime and onnxscript: pip install onnxruntime onnxscript"):
+        mbs_fx.bench(*pair, backends=["onnxruntime"])
+
+
+def test_the_table():
+    spread = Spread.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert spread == Spread(3.0, 2.0, 4.0)
+    text = str(
+        Bench((Timing("eager", 8, 2, spread, spread, Spread(1.0, 1.0, 1.0), (3_000_000, 1_500_000)),), "CPU", "m", "v")
+    )
+    assert "3 (2 to 4)" in text
+    assert "3.0 → 1.5" in text
