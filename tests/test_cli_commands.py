@@ -217,3 +217,28 @@ def test_a_plan_is_applied_at_the_size_it_was_made_for(run, workplace):
     assert "16 × 16" in (workplace / "net.svg").read_text()
     code, _, err = run("reduce", "net.py:net", "--plan", "p.json", "--size", "32")
     assert (code, err) == (1, "mbs-fx: error: p.json was made for --size 16: leave out --size 32, or plan anew\n")
+
+
+def test_nothing_is_overwritten_unless_told_to(run, workplace):
+    (workplace / "net-mbs.json").write_text("edited by hand")
+    (workplace / "small.py").write_text("mine")
+    arguments = ["reduce", "net.py:net", "--size", "16", "--weights", "none"]
+    for more, taken in (([], "net-mbs.json"), (["--export", "small.py", "--out", "other"], "small.py")):
+        code, _, error = run(*arguments, *more)
+        assert (code, error.count("\n")) == (1, 1)
+        assert f"{taken} exists: --force overwrites it" in error
+    assert (workplace / "net-mbs.json").read_text() == "edited by hand"
+    code, out, _ = run(*arguments, "--export", "small.py", "--force")
+    assert code == 0
+    assert "small.py, small.safetensors" in out
+    assert "def load(" in (workplace / "small.py").read_text()
+
+
+def test_bench(run, workplace, monkeypatch):
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.BLOCK", 1e-4)
+    run("plan", "net.py:net", "--size", "16", "--beta", "4=0.5", "--out", "p.json")
+    code, out, _ = run("bench", "net.py:net", "p.json", "--batch", "2", "--threads", "1", "--repetitions", "2")
+    assert code == 0
+    assert "times faster" in out
+    code, out, _ = run("bench", "net.py:net", "p.json", "--batch", "2", "--repetitions", "1", "--show-code")
+    assert "mbs_fx.bench(source.model, small, batch_sizes=(2,), backends=('eager',), repetitions=1)" in out

@@ -116,3 +116,40 @@ def test_what_is_no_graph_or_has_no_numbers():
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     with pytest.raises(MBSError, match="no numbers"):
         mbs_fx.latency_of(torch.fx.symbolic_trace(net))
+
+
+class Clock:
+    """Two milliseconds for each million multiply-adds, known to a share."""
+
+    def __init__(self, error):
+        self.share = error
+
+    def __call__(self, plan):
+        return plan.flops[1] / 5e5
+
+    def error(self, plan):
+        return self.share
+
+
+def test_a_noisy_machine_is_named(gm):
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    settled, noisy = (mbs_fx.plan(analysis, max_latency_ms="70%", latency=Clock(e)) for e in (0.0, 0.2))
+    assert settled.widths == noisy.widths
+    assert not any("too noisy" in note for note in settled.notes)
+    assert any("too noisy" in note and "± 20.0%" in note for note in noisy.notes)
+    assert any("falls in steps" in note for note in settled.notes)
+
+
+def test_every_candidate_is_shown(gm, plan, capsys):
+    mbs_fx.latency_of(gm, repetitions=1, progress=True)(plan)
+    assert "timed a candidate with" in capsys.readouterr().err
+
+
+def test_times_are_ratios_to_the_first_network(gm, plan, monkeypatch):
+    # The machine slows down tenfold after the first network was timed; the ratio does not see it.
+    clock = iter([1.0] * 3 + [10.0, 5.0, 5.0, 10.0, 10.0, 5.0])
+    monkeypatch.setattr("mbs_fx.rewriting.latency.Latency._once", lambda self, run, inputs: next(clock))
+    latency = mbs_fx.latency_of(gm, repetitions=3, warmup=0)
+    full = mbs_fx.plan(mbs_fx.analyze(gm, SHAPE), betas={})
+    assert latency(full) == 1e3
+    assert latency(plan) == 500  # half of the first, in each of three turns

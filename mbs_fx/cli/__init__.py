@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from mbs_fx.cli import commands, reduce, retrain
+from mbs_fx.cli import bench, commands, reduce, retrain
 from mbs_fx.errors import MBSError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -24,6 +24,7 @@ for _command in (
     commands.sweep,
     reduce.reduce,
     retrain.retrain,
+    bench.bench,
     commands.draw,
     commands.show,
 ):

@@ -69,6 +69,7 @@ def measure(
             metavar="FILE", help="Where to write. Default: NAME-density.json.", rich_help_panel=options.OUTPUT
         ),
     ] = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
@@ -76,7 +77,7 @@ def measure(
     if images is None and model != SHIPPED:
         raise MBSError("measuring needs images: name a folder with --images DIR")
     session = Session(model, weights, size, opaque, device=device)
-    (path,) = outputs(out, f"{session.source.name}-density", (".json",))
+    (path,) = outputs(out, f"{session.source.name}-density", (".json",), force)
     zs = tuple(z) if z and len(z) > 1 else z[0] if z else None
     reading = {"batch_size": batch, "max_images": max_images, "workers": workers}
     density = session.measure(images, None, zs, partial(path.parent, path.stem), on_bad_image, **reading)
@@ -110,6 +111,7 @@ def plan(
         Path | None,
         typer.Option(metavar="FILE", help="Where to write. Default: NAME-plan.json.", rich_help_panel=options.OUTPUT),
     ] = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
@@ -120,7 +122,7 @@ def plan(
     )  # fmt: skip
     check_reading(model, images, density, device, asked, batch=batch, on_bad_image=on_bad_image)
     session = Session(model, needed(weights, model, images, density), size, opaque, device=device)
-    (path,) = outputs(out, f"{session.source.name}-plan", (".json",))
+    (path,) = outputs(out, f"{session.source.name}-plan", (".json",), force)
     beside = partial(path.parent, f"{session.source.name}-density")
     found = session.measure(images, density, z, beside, on_bad_image, batch_size=batch)
     made = session.plan(found, asked)
@@ -145,6 +147,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all plans as JSON.", rich_help_panel=options.OUTPUT)
     ] = None,
+    force: options.Force = False,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
@@ -155,7 +158,7 @@ def sweep(
     check_reading(model, images, density, device, asked, batch=batch, on_bad_image=on_bad_image)
     session = Session(model, needed(weights, model, images, density), size, opaque, device=device)
     asked = session.rounded(asked)
-    paths = outputs(out, f"{session.source.name}-sweep", (".json",)) if out is not None else ()
+    paths = outputs(out, f"{session.source.name}-sweep", (".json",), force) if out is not None else ()
     beside = partial(paths[0].parent if paths else Path(), f"{session.source.name}-density")
     found = session.measure(images, density, None, beside, on_bad_image, batch_size=batch)
     made = mbs_fx.sweep(session.analysis, found, **asked)

@@ -155,6 +155,10 @@ RoundTo = Annotated[
     ),
 ]
 MinWidth = Annotated[int, typer.Option(min=1, metavar="N", help="No scaled width is less.", rich_help_panel=STAYS)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.", rich_help_panel=OUTPUT)]
+Backends = Annotated[
+    list[str] | None, typer.Option("--backend", help="eager, compile or onnxruntime. Repeatable. Default: eager.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.", rich_help_panel=OUTPUT)]
 ShowCode = Annotated[
     bool, typer.Option("--show-code", help="Print the Python that does the same.", rich_help_panel=OUTPUT)

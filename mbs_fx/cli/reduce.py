@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mbs_fx.cli import options
-from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, outputs, partial
+from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, more, outputs, partial, require_free
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
+    from mbs_fx.results.density import Density
     from mbs_fx.results.plan import Plan
+    from mbs_fx.results.speed import Bench
 
 NOTHING = 3
 """The exit code where every width stays."""
@@ -67,6 +69,18 @@ def reduce(
         Path | None,
         typer.Option(metavar="FILE.html", help="Write one page with everything.", rich_help_panel=options.OUTPUT),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Write the network as Python that needs torch alone.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Time it beside the original.", rich_help_panel=options.OUTPUT)
+    ] = False,
+    force: options.Force = False,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
@@ -85,8 +99,10 @@ def reduce(
         made, size = applied(plan, size)
     else:
         check_reading(model, images, density, device, asked, batch=batch, **reading)
+    exported = () if export is None else (export, export.with_suffix(".safetensors"))
+    require_free(exported, force, "--export")
     session = Session(model, weights, size, opaque, device=device)
-    paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"))
+    paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"), force)
     if made is None:
         beside = partial(paths[0].parent, f"{session.source.name}-density")
         found = session.measure(images, density, z, beside, batch_size=batch, **reading)
@@ -94,21 +110,23 @@ def reduce(
     else:
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
         found = session.load(density)
-    small = mbs_fx.rewrite(session.gm, made, init=init, criterion=criterion)
-    session.say("small", f"mbs_fx.rewrite(gm, plan, init={init!r}, criterion={criterion!r})")
-    made = small.meta["mbs"]
+    small = mbs_fx.rewrite(session.source.model, made, init=init, criterion=criterion)
+    session.say("small", f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})")
+    made = mbs_fx.plan_of(small)
     if all(made.widths.get(path, width) == width for path, width in made.before.items()):
         _nothing(session, made, as_json)
     mbs_fx.save(small, *paths)
     session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
     files, loading = [*paths], _code(session.source.code, paths)
     if report is not None:
-        title = session.source.name
-        files.append(mbs_fx.write_report(session.analysis, found, made, report, title=title, code=loading))
-        given = f"{'density' if found else None}, plan, {str(report)!r}, title={title!r}, code={loading!r}"
-        session.say("", f"mbs_fx.write_report(analysis, {given})")
+        files.append(_reported(session, found, made, report, loading))
+    files += _exported(session, small, exported, force)
+    timings = _timed(session, small) if bench else None
     document = {"plan": json.loads(made.to_json()), "files": list(map(str, files)), "code": loading}
-    session.tell(_text(made, files, init, loading), document, as_json, show_code)
+    text = _text(made, files, init, loading)
+    if timings is not None:
+        document["bench"], text = json.loads(timings.to_json()), f"{text}\n\n{timings}"
+    session.tell(text, document, as_json, show_code)
 
 
 def _check(init: str, criterion: str, plan: Path | None, given: dict[str, Any]) -> None:
@@ -128,6 +146,34 @@ def _report_target(report: Path | None) -> Path | None:
     from mbs_fx.pictures.report import report_target
 
     return report_target(report)
+
+
+def _reported(session: Session, density: Density | None, plan: Plan, report: Path, loading: tuple[str, ...]) -> Path:
+    """Write one page with everything; its path."""
+    import mbs_fx
+
+    title = session.source.name
+    given = f"{'density' if density else None}, plan, {str(report)!r}, title={title!r}, code={loading!r}"
+    session.say("", f"mbs_fx.write_report(analysis, {given})")
+    return mbs_fx.write_report(session.analysis, density, plan, report, title=title, code=loading)
+
+
+def _exported(session: Session, small: Any, paths: tuple[Path, ...], force: bool) -> tuple[Path, ...]:
+    """Write the network as Python, where a path was given; the paths."""
+    if paths:
+        import mbs_fx
+
+        mbs_fx.export_python(small, *paths, force=force)
+        session.say("", f"mbs_fx.export_python(small, {str(paths[0])!r}, {str(paths[1])!r}{', force=True' * force})")
+    return paths
+
+
+def _timed(session: Session, small: Any) -> Bench:
+    """The original and the small network side by side."""
+    import mbs_fx
+
+    session.say("", f"print(mbs_fx.bench(source.model, small{more(device=session.device)}))")
+    return mbs_fx.bench(session.source.model, small, device=session.device)
 
 
 def _nothing(session: Session, plan: Plan, as_json: bool) -> None:

@@ -218,8 +218,11 @@ def applied(plan: Path, size: int | None) -> tuple[mbs_fx.Plan, int]:
     return made, own
 
 
-def outputs(out: Path | None, name: str, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
-    """A path for every suffix: ``out`` is a stem or a folder, ``name`` the stem where it gives none."""
+def outputs(out: Path | None, name: str, suffixes: tuple[str, ...], force: bool = True) -> tuple[Path, ...]:
+    """A path for every suffix: ``out`` is a stem or a folder, ``name`` the stem where it gives none.
+
+    Raises `MBSError` for a path that cannot be written, or that is taken unless ``force``.
+    """
     stem = out or Path(name)
     if stem.is_dir():
         stem /= name
@@ -229,7 +232,16 @@ def outputs(out: Path | None, name: str, suffixes: tuple[str, ...]) -> tuple[Pat
         raise MBSError(f"cannot write {stem}: there is no folder {stem.parent}; make it, or give another --out")
     if not os.access(stem.parent, os.W_OK):
         raise MBSError(f"cannot write {stem}: no permission in {stem.parent}; give another --out")
-    return tuple(stem.parent / f"{stem.name}{suffix}" for suffix in suffixes)
+    paths = tuple(stem.parent / f"{stem.name}{suffix}" for suffix in suffixes)
+    require_free(paths, force, "--out")
+    return paths
+
+
+def require_free(paths: Iterable[Path], force: bool, option: str) -> None:
+    """Raise `MBSError` for the first path that is taken, unless ``force``."""
+    taken = next((path for path in paths if path.exists()), None)
+    if taken is not None and not force:
+        raise MBSError(f"{taken} exists: --force overwrites it, or give another {option}")
 
 
 def partial(folder: Path, name: str) -> Path:

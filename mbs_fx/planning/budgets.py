@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +32,13 @@ COUNTED = ("params", "flops", "model_bytes")
 
 _CHUNK = 512
 """Plans that are computed at once."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A latency that knows how well it knows a plan's time: a standard error, as a share of it."""
+
+    def error(self, plan: Plan) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +152,15 @@ def _fast_enough(
     """The plan at the first E_base whose network is fast enough, by bisection; that of the last is the smallest."""
     before = latency(original(problem))
     limit = budgets.limit("latency_ms", before)
+    close: list[float] = []
 
     def timed(index: int) -> tuple[Plan, float]:
         made = _plan_at(problem, float(ends[index]), most)
-        return made, latency(made)
+        found = latency(made)
+        error = latency.error(made) if isinstance(latency, Measured) else 0.0
+        if abs(found - limit) < 2 * error * found:
+            close.append(error)
+        return made, found
 
     slow, fast = -1, len(ends) - 1
     best = timed(fast)
@@ -164,5 +177,13 @@ def _fast_enough(
         else:
             slow = middle
         middle = (slow + fast) // 2
-    note = f"latency {best[1]:.3g} ms, of the original {before:.3g} ms: measured where the plan was made"
-    return _plan_at(problem, float(ends[fast]), most, [note])
+    notes = [
+        f"latency {best[1]:.3g} ms, of the original {before:.3g} ms: measured where the plan was made; it falls in "
+        "steps, where widths reach what the device computes at a time (round_to)"
+    ]
+    if close:
+        notes.append(
+            f"the machine is too noisy to order the candidates near the budget (times known to ± {max(close):.1%}): "
+            "another search may find another plan"
+        )
+    return _plan_at(problem, float(ends[fast]), most, notes)

@@ -1,8 +1,11 @@
 """How long the network that a plan makes takes on a device: built, run, timed.
 
 Semantics
-- One number per plan: the median over repetitions of the time from giving a batch to having the result, in
-  milliseconds, after warm-up, in eval mode, without gradients.  On an accelerator the host waits for each result.
+- One number per plan, in milliseconds: the time from giving a batch to having the result, after warm-up, in eval mode,
+  without gradients.  On an accelerator the host waits for each result.
+- The first network that is timed is the reference, its time the median over repetitions.  Every other one takes turns
+  with it, and its time is the median ratio of a turn times the reference's: what slows the machine for a while slows
+  both.  Turns go on until the ratio is known to `SETTLED`, `MOST` times as many as asked for at the most.
 - Time depends on shapes and not on what the weights are.  Plans with equal widths are timed once.
 - Neither the graph nor the random number generators change.  The device is left as it was, apart from its caches.
 """
@@ -10,8 +13,9 @@ Semantics
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +31,19 @@ from mbs_fx.shapes.graph_inputs import arguments_of
 from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.example import place_and_dtype
 
+SETTLED = 0.01
+"""Standard error of a median ratio at which no more turns are taken."""
+
+MOST = 4
+"""Turns at the most, in multiples of those that were asked for."""
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a plan's network: call it with a plan.  ``measured`` maps widths to what was found."""
+    """Milliseconds of a plan's network: call it with a plan.
+
+    ``measured`` maps widths to what was found, ``errors`` to the standard error as a share of it.
+    """
 
     gm: GraphModule
     device: torch.device
@@ -38,25 +51,61 @@ class Latency:
     repetitions: int
     warmup: int
     prepare: Callable[[GraphModule], Callable[..., Any]] | None
+    progress: bool
     measured: dict[tuple[int, ...], float] = field(default_factory=dict[tuple[int, ...], float])
+    errors: dict[tuple[int, ...], float] = field(default_factory=dict[tuple[int, ...], float])
+    reference: list[tuple[Callable[[], float], float]] = field(default_factory=list[Any])
 
     def __call__(self, plan: Plan) -> float:
-        """The median time of a run of the network with a plan's widths."""
+        """The time of a run of the network with a plan's widths."""
         key = tuple(plan.widths.values())
         if key not in self.measured:
-            self.measured[key] = self._time(plan)
+            self.measured[key], self.errors[key] = self._time(plan)
+            if self.progress:
+                share = plan.flops[1] / max(1, plan.flops[0])
+                found = f"{self.measured[key]:.3g} ms ± {self.errors[key]:.1%}"
+                sys.stderr.write(f"timed a candidate with {share:.1%} of the multiply-adds: {found}\n")
         return self.measured[key]
 
-    def _time(self, plan: Plan) -> float:
+    def error(self, plan: Plan) -> float:
+        """The standard error of a plan's time, as a share of it; the plan was timed before."""
+        return self.errors[tuple(plan.widths.values())]
+
+    def _time(self, plan: Plan) -> tuple[float, float]:
+        once = self._ready(plan)
+        if not self.reference:
+            times = [once() for _ in range(self.repetitions)]
+            self.reference.append((once, statistics.median(times) * 1e3))
+            return self.reference[0][1], standard_error(times)
+        ratios: list[float] = []
+        while len(ratios) < MOST * self.repetitions:
+            ratios += [self._ratio(once, turn) for turn in range(self.repetitions)]
+            if standard_error(ratios) <= SETTLED:
+                break
+        return self.reference[0][1] * statistics.median(ratios), standard_error(ratios)
+
+    def _ratio(self, once: Callable[[], float], turn: int) -> float:
+        """Time of a network over that of the reference, one after the other."""
+        reference, _ = self.reference[0]
+        if turn % 2:
+            return once() / reference()
+        before = reference()
+        return once() / before
+
+    def _ready(self, plan: Plan) -> Callable[[], float]:
+        """The network of a plan, warmed up; a call gives the seconds of a run."""
         with random_state_kept():
             small = rewrite(self.gm, plan, criterion="first").eval().to(self.device)
         run = small if self.prepare is None else self.prepare(small)
         inputs = self._inputs(plan)
-        with torch.no_grad():
-            for _ in range(self.warmup):
-                run(*inputs)
-            self._wait()
-            return statistics.median(self._once(run, inputs) for _ in range(self.repetitions)) * 1e3
+
+        def once() -> float:
+            with torch.no_grad():
+                return self._once(run, inputs)
+
+        for _ in range(self.warmup):
+            once()
+        return once
 
     def _inputs(self, plan: Plan) -> tuple[Any, ...]:
         """Random batches of the shapes and types that the plan was made for."""
@@ -76,6 +125,14 @@ class Latency:
             torch.accelerator.synchronize(self.device)
 
 
+def standard_error(times: Sequence[float]) -> float:
+    """The standard error of a median as a share of it, from the quartiles: 1.25 · (IQR / 1.35) / √n."""
+    if len(times) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return 1.25 * (high - low) / 1.35 / len(times) ** 0.5 / middle
+
+
 def latency_of(
     gm: GraphModule,
     *,
@@ -84,6 +141,7 @@ def latency_of(
     repetitions: int = 30,
     warmup: int = 5,
     prepare: Callable[[GraphModule], Callable[..., Any]] | None = None,
+    progress: bool | None = None,
 ) -> Latency:
     """What `plan` asks for with ``latency=``: a function from a plan to milliseconds.
 
@@ -91,10 +149,11 @@ def latency_of(
         gm: the traced graph that the plan is for; not changed.
         device: where to time; None where its parameters lie.
         batch: images in a batch; None as many as in the plan's input shape.
-        repetitions: timed runs, of which the median counts.
+        repetitions: turns of a network and the first one that was timed; more are taken until their ratio is settled.
         warmup: runs before.
         prepare: makes the small network ready as it will be used (``torch.compile``, an export to another
             runtime) and gives what is called with the inputs.
+        progress: a line on standard error for every candidate; None where that is a terminal.
 
     """
     if not isinstance(gm, GraphModule):
@@ -108,6 +167,6 @@ def latency_of(
         raise MBSError(
             "latency_of: the network has no numbers (device 'meta') and cannot be run: give it weights first"
         )
-    return Latency(
-        gm, usable(place_and_dtype(gm)[0] if device is None else device), batch, repetitions, warmup, prepare
-    )
+    place = usable(place_and_dtype(gm)[0] if device is None else device)
+    shown = sys.stderr.isatty() if progress is None else progress
+    return Latency(gm, place, batch, repetitions, warmup, prepare, shown)
