@@ -199,6 +199,6 @@ def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
 def _text(plan: Plan, files: list[Path], init: str, code: tuple[str, ...]) -> str:
     """The plan, what was written, and how to load it."""
     how = "inherited" if init == "inherit" else init
-    more = "".join(f", {path}" for path in files[2:])
-    lines = [str(plan), "", f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){more}. In Python:", ""]
+    others = "".join(f", {path}" for path in files[2:])
+    lines = [str(plan), "", f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){others}. In Python:", ""]
     return "\n".join([*lines, *(f"    {line}" for line in code)])

@@ -28,7 +28,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.modes import planned_graph
 from mbs_fx.rewriting.weights import unwrapped
-from mbs_fx.shapes.graph_inputs import Example, Shapes, inputs_of
+from mbs_fx.shapes.graph_inputs import ExampleLike, Shapes, inputs_of
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.trace import trace
 
@@ -38,7 +38,7 @@ def export_python(
     file: str | Path,
     weights: str | Path | None = None,
     *,
-    example: Example = None,
+    example: ExampleLike = None,
     force: bool = False,
 ) -> Path:
     """Write a network as one Python file of plain torch layers, with a ``load()`` of its own.
@@ -138,7 +138,7 @@ def _write_state(state: dict[str, Tensor], path: Path, suffix: str) -> None:
     torch.save(state, path)
 
 
-def _graph(network: nn.Module, example: Example) -> tuple[GraphModule, Shapes, tuple[str, ...]]:
+def _graph(network: nn.Module, example: ExampleLike) -> tuple[GraphModule, Shapes, tuple[str, ...]]:
     """The graph to write, in eval mode where it is traced here, and what goes in."""
     made = plan_in(network)
     if isinstance(network, GraphModule):
