@@ -147,7 +147,8 @@ def _graph(network: nn.Module, example: ExampleLike) -> tuple[GraphModule, Shape
         gm = planned_graph(copied(network).eval(), made)
     else:
         gm = trace(copied(network).eval(), example)
-    return gm, *inputs_of(gm, example if isinstance(network, GraphModule) else None)
+    given = inputs_of(gm, example if isinstance(network, GraphModule) else None)
+    return gm, given.shapes, given.types
 
 
 def _target(path: Path, weights: str | Path | None, force: bool) -> Path | None:

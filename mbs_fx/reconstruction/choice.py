@@ -34,8 +34,9 @@ from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
 from mbs_fx.reconstruction.networks import graph_of
 from mbs_fx.reconstruction.readers import Reader, reader
 from mbs_fx.results.plan import Plan
+from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.graphs import check_fits
-from mbs_fx.rewriting.repeated import plan_in, relative
+from mbs_fx.rewriting.repeated import relative
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.runtime.devices import usable
 from mbs_fx.shapes.graph_attributes import attribute

@@ -22,9 +22,10 @@ from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.results.reconstruction import Reconstruction
+from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.graphs import build, check_fits
-from mbs_fx.rewriting.modules import example_inputs
-from mbs_fx.rewriting.repeated import plan_in, relative
+from mbs_fx.rewriting.inputs import example_inputs
+from mbs_fx.rewriting.repeated import relative
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Keep, restore
 from mbs_fx.tracing.check import copied

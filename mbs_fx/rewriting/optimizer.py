@@ -54,7 +54,7 @@ def carry_optimizer(optimizer: Optimizer, original: nn.Module, small: nn.Module)
     plan = relative(plan_in(original), plan_of(small))
     traced = isinstance(original, GraphModule)
     gm = original if traced else planned_graph(original, plan)
-    shapes = plan.input_shapes if traced else inputs_of(gm, None)[0]
+    shapes = plan.input_shapes if traced else inputs_of(gm, None).shapes
     found = facts(gm, shapes, plan.opaque, plan.input_types, plan.input_names)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     axes = {f"{p}.{n}": a for p, layer in found.flow.layers.items() for n, a in layer.tensors.items()}

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.nn import functional as F
 
 from mbs_fx.errors import MBSError
-from mbs_fx.rewriting.repeated import plan_in
+from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.shapes.graph_inputs import noted_inputs
 from mbs_fx.training.recipe import Recipe
