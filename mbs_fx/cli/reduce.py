@@ -94,13 +94,10 @@ def reduce(
     reading: dict[str, Any] = {"max_images": max_images, "workers": workers, "on_bad_image": on_bad_image}
     _check(init, criterion, plan, {**asked, "images": images, "device": device, "batch": batch, **reading})
     report = _report_target(report)
-    made = None
-    if plan is not None:
-        made, size = applied(plan, size)
-    else:
+    made, size = (None, size) if plan is None else applied(plan, size)
+    if made is None:
         check_reading(model, images, density, device, asked, batch=batch, **reading)
-    exported = () if export is None else (export, export.with_suffix(".safetensors"))
-    require_free(exported, force, "--export")
+    exported = _export_target(export, force)
     session = Session(model, weights, size, opaque, device=device)
     paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"), force)
     if made is None:
@@ -176,6 +173,13 @@ def _timed(session: Session, small: Any) -> Bench:
     return mbs_fx.bench(session.source.model, small, device=session.device)
 
 
+def _export_target(export: Path | None, force: bool) -> tuple[Path, ...]:
+    """The Python file and its weights; raises `MBSError` where one of them is taken."""
+    paths = () if export is None else (export, export.with_suffix(".safetensors"))
+    require_free(paths, force, "--export")
+    return paths
+
+
 def _nothing(session: Session, plan: Plan, as_json: bool) -> None:
     """Say why every width stays, and leave."""
     if plan.z is not None and all(m.base == m.convs for m in plan.macroblocks):
@@ -200,5 +204,10 @@ def _text(plan: Plan, files: list[Path], init: str, code: tuple[str, ...]) -> st
     """The plan, what was written, and how to load it."""
     how = "inherited" if init == "inherit" else init
     others = "".join(f", {path}" for path in files[2:])
-    lines = [str(plan), "", f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){others}. In Python:", ""]
+    lines = [
+        str(plan),
+        "",
+        f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){others}. In Python:",
+        "",
+    ]
     return "\n".join([*lines, *(f"    {line}" for line in code)])

@@ -35,7 +35,8 @@ def written_graph(gm: GraphModule, shapes: Shapes, types: tuple[str, ...]) -> tu
     inputs = typed(shapes, types)
     seen = infer(gm, inputs)
     modules = dict(gm.named_modules(remove_duplicate=False))
-    graph, known = Graph(), {}
+    graph = Graph()
+    known: dict[Node, Any] = {}
     for node in gm.graph.nodes:
         if node.op == "call_module" and layer_call(str(node.target), modules[str(node.target)]) is None:
             known[node] = _inlined(graph, node, modules[str(node.target)], seen, known)

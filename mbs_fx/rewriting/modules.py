@@ -37,7 +37,7 @@ from mbs_fx.shapes.fake_interpreter import HOOKS
 from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.graph_inputs import inputs_of
 from mbs_fx.shapes.shapes import shapes_of, tensors_in
-from mbs_fx.tracing.check import RunError, copied, disagreement, outputs, run
+from mbs_fx.tracing.check import RunError, copied, disagreement, run
 from mbs_fx.tracing.example import example_of, place_and_dtype
 
 Attributes = Mapping[tuple[str, str], Any]
@@ -89,7 +89,7 @@ def _runs(small: nn.Module, plan: Plan) -> bool:
     example = example_of(small, example_inputs(small, plan))
     assert example is not None
     try:
-        outputs(small, example, False)
+        run(copied(small).eval(), example)
     except RunError:
         return False
     return True
@@ -191,12 +191,12 @@ class _Agreement:
 
     def _runs(self, attributes: Attributes) -> bool:
         """Whether the copy's own code runs, on shapes alone where it can; no constant changed, so it is the graph."""
-        twin = self._twin(attributes).train(next(iter(self.code))).to("meta")
+        example = self.example.map(lambda tensor: tensor.to("meta"))
         try:
-            given = run(twin, self.example.map(lambda tensor: tensor.to("meta")))
+            given = [run(self._twin(attributes).train(mode).to("meta"), example) for mode in self.code]
         except RunError:
             return self._agrees(attributes)
-        self._require_sizes(given)
+        self._require_sizes(given[0])
         return True
 
     def _agrees(self, attributes: Attributes) -> bool:
@@ -205,8 +205,8 @@ class _Agreement:
 
     def _agrees_in(self, mode: bool, attributes: Attributes) -> bool:
         try:
-            own = outputs(self._twin(attributes), self.example, mode)
-            expected = outputs(self._twin(attributes, {mode: self.code[mode]}), self.example, mode)
+            own = run(self._twin(attributes).train(mode), self.example)
+            expected = run(self._twin(attributes, {mode: self.code[mode]}).train(mode), self.example)
         except RunError:
             return False
         if mode == next(iter(self.code)):
@@ -226,7 +226,7 @@ class _Agreement:
 
     def _require_run(self) -> None:
         try:
-            self._require_sizes(outputs(self.small, self.example, next(iter(self.code))))
+            self._require_sizes(run(self._twin({}).train(next(iter(self.code))), self.example))
         except RunError as error:
             raise MBSError(
                 f"the reduced module does not run ({error}): its code counts channels where replacing layers does "
