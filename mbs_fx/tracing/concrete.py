@@ -28,12 +28,13 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from mbs_fx.runtime.torch_private import FakeTensor, FakeTensorMode, tree_leaves, tree_map_only
+from mbs_fx.runtime.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode, tree_leaves, tree_map_only
 from mbs_fx.tracing.assemble import assemble
 from mbs_fx.tracing.autograd import recorded_functions
 from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more
 from mbs_fx.tracing.caches import Caches, restore
 from mbs_fx.tracing.check import copied, seeded
+from mbs_fx.tracing.constant_values import READS, ConstantValues
 from mbs_fx.tracing.example import Argument, Example, arguments, place_and_dtype
 from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, Observations
 from mbs_fx.tracing.leaves import Leaves, UntraceableError
@@ -68,6 +69,7 @@ class ConcreteTracer(LeafTracer):
         self.observations = observations
         self.made: dict[int, tuple[torch.Tensor, Source]] = {}
         self.sizes: dict[tuple[Source, int], Any] = {}
+        self.read: dict[str, None] = {}
         self.device: tuple[torch.device, Source] | None = None
         self.num_leaf_calls: Counter[str] = Counter()
 
@@ -75,6 +77,7 @@ class ConcreteTracer(LeafTracer):
         """Run a fake copy of the model once; the copy carries the constants of the graph."""
         root = self.root = self._fake_copy(model)
         restore(root, caches)
+        self.values = ConstantValues(model, root)
         buffers = dict(root.named_buffers(remove_duplicate=False))
         self.graph = fx.Graph(tracer_cls=LeafTracer)
         self.submodule_paths = {module: path for path, module in root.named_modules()}
@@ -155,14 +158,50 @@ class ConcreteTracer(LeafTracer):
         size = self._size(func, args, kwargs)
         if size is not None:
             return size
-        with self.fake:
-            result = func(*plainly(args), **plainly(kwargs))
+        try:
+            with self.fake:
+                result = func(*plainly(args), **plainly(kwargs))
+        except DataDependentOutputException:
+            if getattr(func, "__name__", "") in READS:
+                return self._read(func, args, kwargs)
+            args, kwargs = tree_map_only(torch.Tensor, self._number, (args, kwargs))
+            with self.fake:
+                result = func(*plainly(args), **plainly(kwargs))
         kind, target, spelled = spelling(func, args, kwargs)
         if target is not operator.setitem and not _has_tensor(result):
             if result is None:
                 raise NotImplementedError(f"{_name(func)} returns nothing, so a graph cannot show what it does")
             return result
         return self._write(kind, target, spelled, kwargs, result, is_in_place(func, args, kwargs))
+
+    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The value that a function reads from tensors which do not depend on the input."""
+        nodes = [self._node(leaf) for leaf in tree_leaves((args, kwargs)) if self._is_made(leaf)]
+        with self.unrecorded(), torch.no_grad():
+            given, named = tree_map_only(torch.Tensor, self._value, (args, kwargs))
+            result = func(*given, **named)
+        self.read.update(dict.fromkeys(self.values.parameters_in(nodes)))
+        return result
+
+    def _is_made(self, leaf: Any) -> bool:
+        return isinstance(leaf, torch.Tensor) and id(leaf) in self.made
+
+    def _value(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a tensor of the run is; raises where that depends on the input."""
+        if not self._is_made(tensor):
+            return tensor
+        found = self.values.of(self._node(tensor))
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def _node(self, tensor: torch.Tensor) -> fx.Node:
+        return self._source(tensor).__fx_create_arg__(self)
+
+    def _number(self, tensor: torch.Tensor) -> Any:
+        """A constant of one element as its number, where a function takes numbers; other tensors as they are."""
+        if tensor.dim() > 0 or (self._is_made(tensor) and self.values.depends_on_input(self._node(tensor))):
+            return tensor
+        return self._read(torch.Tensor.item, (tensor,), {})
 
     def _size(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The answer to a question about sizes, None where ``func`` asks another one."""
@@ -277,6 +316,7 @@ def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches:
     gm = assemble(model, tracer.root, tracer.graph)
     gm.meta["mbs_leaves"] = leaves.met(tracer.graph, model)
     gm.meta["mbs_notes"] = tuple(tracer.told)
+    gm.meta["mbs_read"] = tuple(tracer.read)
     gm.meta["mbs_followed"] = tuple(sorted(tracer.followed))
     return gm
 

@@ -122,6 +122,11 @@ class Verifier:
                 return Verdict(notes=(*notes, self._on_sizes(outputs)), fixed="sizes", left_behind=left)
             if not still:
                 return Verdict(notes=(*notes, self._on_batch(outputs)), fixed="batch", left_behind=left)
+        read = ", ".join(gm.meta.get("mbs_read", ()))
+        unchanged = replace(trial, example=self.example, changed=False)
+        if read and not any(self._differs(gm, unchanged)):
+            note = f"the graph holds for the values that {read} have now, which the model reads as numbers"
+            return Verdict(notes=(*notes, note))
         return Verdict(f"the graph does not follow a change of the parameters, {outputs}")
 
     def _on_sizes(self, outputs: str) -> str:
