@@ -21,6 +21,9 @@ from mbs_fx.operations.register import channels
 MADE = frozenset((v.FACTORY, v.FULL, v.NEW_FACTORY))
 """Operations that make tensors, of which nothing that enters is a part."""
 
+READS_NO_CHANNELS = MADE | {v.TYPE_AS}
+"""Operations that read types or sizes of a tensor, and nothing of its channels."""
+
 
 @channels(v.PAD)
 def pad_rule(call: ChannelCall) -> Any:
