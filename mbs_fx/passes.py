@@ -22,6 +22,7 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from mbs_fx.channels.kept_outputs import Outputs
 from mbs_fx.density.measure import measure
 from mbs_fx.macroblocks.analyze import analyze, facts
 from mbs_fx.planning.plan import plan
@@ -56,13 +57,18 @@ class Analyze(PassBase):
     """`mbs_fx.analyze`; the arguments are the same."""
 
     def __init__(
-        self, example: ExampleLike = None, *, opaque: Iterable[str | type[nn.Module]] = (), strict: bool = False
+        self,
+        example: ExampleLike = None,
+        *,
+        opaque: Iterable[str | type[nn.Module]] = (),
+        strict: bool = False,
+        outputs: Outputs = None,
     ) -> None:
         super().__init__()
-        self.example, self.opaque, self.strict = example, tuple(opaque), strict
+        self.example, self.opaque, self.strict, self.outputs = example, tuple(opaque), strict, outputs
 
     def call(self, graph_module: GraphModule) -> PassResult:
-        found = analyze(graph_module, self.example, opaque=self.opaque, strict=self.strict)
+        found = analyze(graph_module, self.example, opaque=self.opaque, strict=self.strict, outputs=self.outputs)
         _annotate(graph_module, found)
         return PassResult(graph_module, False)
 
@@ -112,4 +118,4 @@ def _analysis(gm: GraphModule) -> Analysis | None:
     carried: Analysis | None = gm.meta.get(ANALYSIS)
     if carried is None:
         return None
-    return facts(gm, carried.input_shapes, carried.opaque, carried.input_types, carried.input_names).analysis
+    return facts(gm, carried.input_shapes, carried.opaque, carried.input_types, carried.input_names, carried.outputs).analysis

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, IterableDataset
 
+from mbs_fx.channels.kept_outputs import Outputs
 from mbs_fx.density.batches import Signature
 from mbs_fx.density.measure import measure
 from mbs_fx.density.pixels import first_item, prepared
@@ -44,6 +45,7 @@ def reduce(
     init: Init = "inherit",
     criterion: Criterion = "l1",
     opaque: Iterable[str | type[nn.Module]] = (),
+    outputs: Outputs = None,
     device: torch.device | str | None = None,
     betas: Mapping[Any, float] | None = None,
     widths: Mapping[Any, int] | None = None,
@@ -72,6 +74,7 @@ def reduce(
         init: as for `rewrite`.
         criterion: as for `rewrite`.
         opaque: as for `analyze`.
+        outputs: as for `analyze`.
         device: where to measure densities and latency; None where the parameters are.
         betas: as for `plan`, like everything down to ``max_bytes``.
         widths: see ``betas``.
@@ -99,7 +102,7 @@ def reduce(
     if images is not None and example is None:
         images, example = _peek(images, model)
     gm = _graph(model, example)
-    analysis = analyze(gm, example, opaque=opaque)
+    analysis = analyze(gm, example, opaque=opaque, outputs=outputs)
     if images is None and density is None:
         density = gm.meta.get("mbs_density")
     if images is not None:

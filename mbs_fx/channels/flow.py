@@ -25,10 +25,11 @@ from mbs_fx.operations.call import TensorShape, where
 
 @dataclass
 class Flow:
-    """Labels of every node of a graph, and everything recorded on the way."""
+    """Labels of every node of a graph, and everything recorded on the way; ``outputs`` are those that stay."""
 
     root: weakref.ReferenceType[GraphModule]
     shapes: Mapping[str, Any]
+    outputs: tuple[tuple[str | int, ...], ...] | None = None
     ties: Ties = field(default_factory=Ties)
     labels: dict[str, Any] = field(default_factory=dict[str, Any])
     layers: dict[str, Layer] = field(default_factory=dict[str, Layer])

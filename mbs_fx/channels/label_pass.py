@@ -27,9 +27,10 @@ from torch.fx import GraphModule, Node
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.checking import check_result, rule_name
 from mbs_fx.channels.flow import Flow, factors_in
+from mbs_fx.channels.kept_outputs import Name, kept_factors
 from mbs_fx.channels.labels import FROZEN, Factor, shrinking_axis, varying
 from mbs_fx.channels.records import LabelResult
-from mbs_fx.channels.rules.padding import MADE
+from mbs_fx.channels.rules.padding import READS_NO_CHANNELS
 from mbs_fx.channels.shape_numbers import counts_channels, fixed_counts
 from mbs_fx.errors import MBSError
 from mbs_fx.operations.call import holds_tensor
@@ -41,9 +42,9 @@ from mbs_fx.shapes.graph_attributes import attribute
 Axes = tuple[Factor | None, ...]
 
 
-def run(gm: GraphModule, shapes: Mapping[str, Any]) -> Flow:
-    """Propagate labels through a graph whose shapes are known."""
-    flow = Flow(weakref.ref(gm), shapes)
+def run(gm: GraphModule, shapes: Mapping[str, Any], outputs: tuple[Name, ...] | None = None) -> Flow:
+    """Propagate labels through a graph whose shapes are known; ``outputs`` are those that stay, None for all."""
+    flow = Flow(weakref.ref(gm), shapes, outputs=outputs)
     for node in gm.graph.nodes:
         flow.labels[node.name] = _labels(flow, node)
     _join_parameters(flow)
@@ -60,7 +61,7 @@ def _labels(flow: Flow, node: Node) -> Any:
         held = attribute(flow.gm, str(node.target))
         return flow.parameter(str(node.target), held) if isinstance(held, torch.Tensor) else FROZEN
     if node.op == "output":
-        for factor in flow.entering(node):
+        for factor in kept_factors(flow, node, flow.outputs):
             flow.ties.freeze(factor, "network output")
         return FROZEN
     call = _call(flow, node)
@@ -114,9 +115,9 @@ def _by_rule(flow: Flow, call: ChannelCall) -> LabelResult:
         return call.freeze("this form of the operation is not followed")
     result = found if isinstance(found, LabelResult) else LabelResult(found)
     check_result(call, rule, result.labels)
-    if factors_in(result.labels) or result.refused or result.notes or result.mixer or call.operation in MADE:
+    if factors_in(result.labels) or result.refused or result.notes or result.mixer:
         return result
-    if flow.ties.records() > before:
+    if call.operation in READS_NO_CHANNELS or flow.ties.records() > before:
         return result
     return replace(result, labels=FROZEN, refused="its rule says nothing about the channels that enter")
 

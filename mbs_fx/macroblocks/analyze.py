@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 
 import mbs_fx.geometry.propagation as geo
 from mbs_fx.channels.flow import Flow
+from mbs_fx.channels.kept_outputs import Outputs, names_of
 from mbs_fx.channels.label_pass import run
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.activations import pair
@@ -56,6 +57,7 @@ def analyze(
     *,
     opaque: Iterable[str | type[nn.Module]] = (),
     strict: bool = False,
+    outputs: Outputs = None,
 ) -> Analysis:
     """Find size, stride, receptive field and flops of every node, macroblocks, and what widths can be chosen.
 
@@ -66,13 +68,17 @@ def analyze(
         opaque: modules to scale as a whole, by class or by regular expression on the module path.
         strict: an operation through which channels cannot be followed is an error; otherwise the widths that
             enter it are kept, and `Analysis.kept` says why.
+        outputs: those that someone reads, by position or key; a tuple names a nested one.  The channels of the others
+            may be removed.  None keeps the channels of all outputs.
 
     Raises:
         MBSError: no shape is known, the input does not fit, or the graph has no convolution.
 
     """
     inputs = inputs_of(gm, example)
-    found = facts(gm, inputs.shapes, opaque_paths(gm, opaque) if opaque else (), inputs.types, inputs.names)
+    found = facts(
+        gm, inputs.shapes, opaque_paths(gm, opaque) if opaque else (), inputs.types, inputs.names, names_of(outputs)
+    )
     if strict and found.flow.refused:
         first, *rest = dict.fromkeys(found.flow.refused)
         more = f" (and {len(rest)} more)" if rest else ""
@@ -89,17 +95,18 @@ def facts(
     opaque: tuple[str, ...] = (),
     types: tuple[str, ...] = (),
     names: tuple[Name, ...] = (),
+    outputs: tuple[Name, ...] | None = None,
 ) -> Facts:
     """Analysis and labels of a graph, remembered until the graph changes.
 
-    ``opaque`` are module paths; shapes, types and names are those of `mbs_fx.shapes.graph_inputs.Inputs`.
+    ``opaque`` are module paths, ``outputs`` ways to the outputs that stay (None for all); shapes, types and names are those of `mbs_fx.shapes.graph_inputs.Inputs`.
     """
     require_graph(gm)
     print_ = _fingerprint(gm, shapes, opaque)
-    key = print_, _held(gm), changes(), types, names
+    key = print_, _held(gm), changes(), types, names, outputs
     known = _CACHE.get(gm)
     if known is None or known[0] != key:
-        known = _CACHE[gm] = key, _facts(gm, Inputs(shapes, types, names), opaque, print_)
+        known = _CACHE[gm] = key, _facts(gm, Inputs(shapes, types, names), opaque, outputs, print_)
     return known[1]
 
 
@@ -132,12 +139,14 @@ def _require_unquantised(gm: GraphModule) -> None:
 
 
 @collector_paused()
-def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str) -> Facts:
+def _facts(
+    gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], outputs: tuple[Name, ...] | None, print_: str
+) -> Facts:
     _require_unquantised(gm)
     values = infer(gm, arguments_of(inputs.names, typed(inputs.shapes, inputs.types)))
     image = geo.image_of(gm, values)
     located, notes = geo.propagate(gm, values, image)
-    flow = run(gm, values)
+    flow = run(gm, values, outputs)
     layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
     if not layers:
         raise MBSError(_why_no_convolution(gm))
@@ -153,6 +162,7 @@ def _facts(gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], print_: str
         input_names=inputs.names,
         notes=(*gm.meta.get("mbs_notes", ()), *notes, *flow.notes.values()),
         opaque=opaque,
+        outputs=outputs,
         fingerprint=print_,
     )
     return Facts(analysis, flow, choices)

@@ -97,6 +97,7 @@ class _Assembly:
             input_names=self.analysis.input_names,
             opaque=self.analysis.opaque,
             leaves=self.analysis.leaves,
+            outputs=self.analysis.outputs,
             images=density.images if density is not None else 0,
             notes=(*_notes(self.problem, widths, point), *notes, *self.analysis.notes),
         )

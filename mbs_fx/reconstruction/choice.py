@@ -77,7 +77,7 @@ def choose_channels(
     plan = relative(plan_in(original), plan)
     graph = graph_of(original, plan)
     check_graph(graph)
-    found = facts(graph, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(graph, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names, plan.outputs)
     check_fits(found.analysis, plan)
     counts = from_widths(found.analysis, plan.widths)
     place, dtype = place_and_dtype(graph)

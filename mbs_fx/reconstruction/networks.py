@@ -60,7 +60,7 @@ def pair(small: nn.Module, original: nn.Module, device: torch.device | None) -> 
     plan = relative(plan_in(original), plan)
     graph = graph_of(original, plan)
     check_graph(graph)
-    found = facts(graph, plan.input_shapes, plan.opaque, plan.input_types)
+    found = facts(graph, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names, plan.outputs)
     check_fits(found.analysis, plan)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     resizer = Resizer(keep)

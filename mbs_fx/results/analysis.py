@@ -204,7 +204,8 @@ class Analysis:
     all are.  ``input_names`` are their names in the graph: that of the input, and the way to the tensor in an input
     that is a list or dict.  ``leaves`` are the modules, layers of torch.nn aside, that the graph calls without looking
     inside.  ``image`` is the number of the input over which the convolutions slide, and ``image_axes`` its spatial
-    dimensions, whose sizes are ``input_size`` (L).  ``name`` is that of the network's class.
+    dimensions, whose sizes are ``input_size`` (L).  ``name`` is that of the network's class.  ``outputs`` are the ways
+    to those that keep their channels, None where all do.
     """
 
     input_shapes: tuple[tuple[int, ...], ...]
@@ -230,6 +231,7 @@ class Analysis:
     image: int = 0
     image_axes: tuple[int, ...] = ()
     name: str = ""
+    outputs: tuple[tuple[str | int, ...], ...] | None = None
 
     def __str__(self) -> str:
         return "\n".join([table(self._rows(), HEADERS), *self._remarks()])

@@ -76,7 +76,8 @@ class Plan:
     ``activation_bytes`` (peak activation memory, one image) are (before, after).  After a
     rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
     share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
-    ``opaque`` are the modules that were scaled as a whole, ``leaves`` those that were not traced.
+    ``opaque`` are the modules that were scaled as a whole, ``leaves`` those that were not traced;
+    ``outputs`` names the outputs that keep their channels, None where all do.
     """
 
     z: float | None
@@ -96,6 +97,7 @@ class Plan:
     input_names: tuple[tuple[str | int, ...], ...] = ()
     opaque: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    outputs: tuple[tuple[str | int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
@@ -234,6 +236,7 @@ def _plan_of(data: Mapping[str, Any]) -> Plan:
             "input_names",
             "opaque",
             "leaves",
+            "outputs",
             "notes",
         ):
             if name in fields:
@@ -272,8 +275,10 @@ def _check_types(plan: Plan) -> None:
     for name in COSTS:
         if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
             raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
-    for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS):
+    for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS, ("outputs", tuple)):
         held: Any = getattr(plan, name)
+        if name == "outputs" and held is None:
+            continue
         if not isinstance(held, tuple) or not all(isinstance(each, item) for each in held):
             raise MBSError(f'the plan was edited into something else: "{name}" is a list')
     for held in (plan.z, plan.beyond, *(plan.boundary or ())):

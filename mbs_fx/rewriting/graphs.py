@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from mbs_fx.channels.kept_outputs import kept_values
 from mbs_fx.channels.labels import Factor
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
@@ -65,7 +66,7 @@ def check_fits(analysis: Analysis, plan: Plan) -> None:
 @collector_paused()
 def rewrite_graph(gm: GraphModule, plan: Plan, criterion: Criterion) -> tuple[GraphModule, Keep, Resizer]:
     """The graph at the planned widths, which channels stayed, and what was done to its layers."""
-    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names)
+    found = facts(gm, plan.input_shapes, plan.opaque, plan.input_types, plan.input_names, plan.outputs)
     keep = decide(found, plan, criterion)
     resizer = Resizer(keep)
     return build(gm, keep, resizer), keep, resizer
@@ -125,6 +126,6 @@ def check_runs(found: Facts, small: GraphModule) -> None:
     except MBSError as error:
         raise MBSError(f"the reduced graph does not run: {error}") from error
     name = next(node.name for node in small.graph.nodes if node.op == "output")
-    before = found.flow.shapes[name]
-    if before != after[name]:
-        raise MBSError(f"the reduced graph gives outputs of shape {after[name]}, the original {before}. {_ADVICE}.")
+    before, now = (kept_values(shapes, seen.outputs) for shapes in (found.flow.shapes[name], after[name]))
+    if before != now:
+        raise MBSError(f"the reduced graph gives outputs of shape {now}, the original {before}. {_ADVICE}.")

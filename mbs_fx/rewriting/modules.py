@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from mbs_fx.channels.kept_outputs import kept_values
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
@@ -99,7 +100,8 @@ def _decisions(graphs: Mapping[bool, GraphModule], plan: Plan, criterion: Criter
     """Which channels stay in the graph of each mode; the plan's own decides."""
     keeps: dict[bool, Keep] = {}
     for mode, gm in graphs.items():
-        found = facts(gm, inputs_of(gm, None).shapes, plan.opaque, plan.input_types, plan.input_names)
+        outputs = plan.outputs if plan.outputs is None or not keeps else ()
+        found = facts(gm, inputs_of(gm, None).shapes, plan.opaque, plan.input_types, plan.input_names, outputs)
         if not keeps:
             keeps[mode] = decide(found, plan, criterion)
         else:
@@ -153,7 +155,8 @@ class _Agreement:
         self.constants = any(changed for _, changed in counted.values())
         first = next(iter(keeps.values()))
         self.found = width_attributes(small, first)
-        self.expected = _sizes(next(iter(first.facts.flow.gm.graph.find_nodes(op="output"))), first.facts)
+        flow = first.facts.flow
+        self.expected = self._sizes(flow.shapes[next(iter(flow.gm.graph.find_nodes(op="output"))).name])
         example = example_of(small, example_inputs(small, plan))
         assert example is not None
         self.example = example
@@ -215,9 +218,13 @@ class _Agreement:
             return True
         return not disagreement(expected, own)
 
+    def _sizes(self, shapes: Any) -> list[tuple[int, ...]]:
+        """Sizes of the outputs that stay, the batch aside."""
+        return [tensor.shape[1:] for tensor in tensors_in(kept_values(shapes, self.plan.outputs))]
+
     def _require_sizes(self, given: Any) -> None:
         """Raise `MBSError` where the network's outputs are no longer of the original's sizes, the batch aside."""
-        found = [tensor.shape[1:] for tensor in tensors_in(shapes_of(given))]
+        found = self._sizes(shapes_of(given))
         if found != self.expected:
             raise MBSError(
                 f"the reduced module gives outputs of shape {found}, the original {self.expected}, the batch aside: "
@@ -232,11 +239,6 @@ class _Agreement:
                 f"the reduced module does not run ({error}): its code counts channels where replacing layers does "
                 "not reach. Rewrite the traced graph instead: mbs_fx.rewrite(mbs_fx.trace(model, example), plan)"
             ) from error
-
-
-def _sizes(output: Node, found: Facts) -> list[tuple[int, ...]]:
-    """Sizes of the tensors that a graph gives, the batch aside."""
-    return [tensor.shape[1:] for tensor in tensors_in(found.flow.shapes[output.name])]
 
 
 def _counted_anew(gm: GraphModule, keep: Keep) -> tuple[Graph, bool]:

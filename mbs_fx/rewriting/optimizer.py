@@ -55,7 +55,7 @@ def carry_optimizer(optimizer: Optimizer, original: nn.Module, small: nn.Module)
     traced = isinstance(original, GraphModule)
     gm = original if traced else planned_graph(original, plan)
     shapes = plan.input_shapes if traced else inputs_of(gm, None).shapes
-    found = facts(gm, shapes, plan.opaque, plan.input_types, plan.input_names)
+    found = facts(gm, shapes, plan.opaque, plan.input_types, plan.input_names, plan.outputs)
     keep = restore(found, from_widths(found.analysis, plan.widths), plan.channels)
     axes = {f"{p}.{n}": a for p, layer in found.flow.layers.items() for n, a in layer.tensors.items()}
     axes |= found.flow.parameters

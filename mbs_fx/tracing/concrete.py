@@ -28,7 +28,13 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from mbs_fx.runtime.torch_private import DataDependentOutputException, FakeTensor, FakeTensorMode, tree_leaves, tree_map_only
+from mbs_fx.runtime.torch_private import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    tree_leaves,
+    tree_map_only,
+)
 from mbs_fx.tracing.assemble import assemble
 from mbs_fx.tracing.autograd import recorded_functions
 from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more
