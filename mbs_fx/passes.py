@@ -118,4 +118,6 @@ def _analysis(gm: GraphModule) -> Analysis | None:
     carried: Analysis | None = gm.meta.get(ANALYSIS)
     if carried is None:
         return None
-    return facts(gm, carried.input_shapes, carried.opaque, carried.input_types, carried.input_names, carried.outputs).analysis
+    return facts(
+        gm, carried.input_shapes, carried.opaque, carried.input_types, carried.input_names, carried.outputs
+    ).analysis

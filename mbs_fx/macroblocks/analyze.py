@@ -30,6 +30,7 @@ from mbs_fx.macroblocks.feature_maps import feature_maps, saved_tensors, widths_
 from mbs_fx.macroblocks.membership import Place, bindings, bound_place, class_key, order, own_place, unit_exits
 from mbs_fx.macroblocks.opaque import forced, opaque_paths
 from mbs_fx.macroblocks.operations import operations
+from mbs_fx.macroblocks.requirements import require_unquantised, why_no_convolution
 from mbs_fx.macroblocks.streams import find_segments, find_streams
 from mbs_fx.operations.register import changes
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segment
@@ -99,7 +100,8 @@ def facts(
 ) -> Facts:
     """Analysis and labels of a graph, remembered until the graph changes.
 
-    ``opaque`` are module paths, ``outputs`` ways to the outputs that stay (None for all); shapes, types and names are those of `mbs_fx.shapes.graph_inputs.Inputs`.
+    ``opaque`` are module paths, ``outputs`` ways to the outputs that stay; shapes, types and names are those of
+    `mbs_fx.shapes.graph_inputs.Inputs`.
     """
     require_graph(gm)
     print_ = _fingerprint(gm, shapes, opaque)
@@ -127,29 +129,18 @@ def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> st
     return digest.hexdigest()[:16]
 
 
-def _require_unquantised(gm: GraphModule) -> None:
-    """Fake quantisation and observers have scales per channel, which belong to the widths that they were made for."""
-    kinds = ("torch.ao.nn.", "torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
-    found = next((path for path, module in gm.named_modules() if type(module).__module__.startswith(kinds)), None)
-    if found is not None:
-        raise MBSError(
-            f"{found}: the network is prepared for quantisation; reduce it before prepare_qat, prepare or convert, and "
-            "prepare the reduced network"
-        )
-
-
 @collector_paused()
 def _facts(
     gm: GraphModule, inputs: Inputs, opaque: tuple[str, ...], outputs: tuple[Name, ...] | None, print_: str
 ) -> Facts:
-    _require_unquantised(gm)
+    require_unquantised(gm)
     values = infer(gm, arguments_of(inputs.names, typed(inputs.shapes, inputs.types)))
     image = geo.image_of(gm, values)
     located, notes = geo.propagate(gm, values, image)
     flow = run(gm, values, outputs)
     layers = [node for node in gm.graph.nodes if node.name in flow.mixers and _is_conv(flow, node, located)]
     if not layers:
-        raise MBSError(_why_no_convolution(gm))
+        raise MBSError(why_no_convolution(gm))
     names = [node.name for node in layers]
     choices = choose(flow, names, forced(gm, opaque) if opaque else None)
     analysis = _assemble(
@@ -166,17 +157,6 @@ def _facts(
         fingerprint=print_,
     )
     return Facts(analysis, flow, choices)
-
-
-def _why_no_convolution(gm: GraphModule) -> str:
-    if any(str(node.target).startswith("L_") and "parameters" in str(node.target) for node in gm.graph.nodes):
-        return (
-            "the graph's weights are inputs, as torch.compile hands graphs to its backends: trace the model itself, "
-            "mbs_fx.trace(model, example)"
-        )
-    if any(isinstance(module, GraphModule) for module in gm.children()):
-        return "the graph calls other graphs, as after split_module: make it one, mbs_fx.trace(graph, example)"
-    return "the graph has no convolution: there is nothing for macroblock scaling to do"
 
 
 def _is_conv(flow: Flow, node: Node, located: dict[str, geo.Located]) -> bool:

@@ -275,15 +275,19 @@ def _check_types(plan: Plan) -> None:
     for name in COSTS:
         if not isinstance(getattr(plan, name), tuple) or len(getattr(plan, name)) != 2:
             raise MBSError(f'the plan was edited into something else: "{name}" is a pair, before and after')
-    for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS, ("outputs", tuple)):
+    for name, item in (("input_shapes", tuple), ("input_types", str), ("input_names", tuple), *_TEXTS):
         held: Any = getattr(plan, name)
-        if name == "outputs" and held is None:
-            continue
         if not isinstance(held, tuple) or not all(isinstance(each, item) for each in held):
             raise MBSError(f'the plan was edited into something else: "{name}" is a list')
+    if not (plan.outputs is None or (isinstance(plan.outputs, tuple) and all(map(_is_way, plan.outputs)))):
+        raise MBSError('the plan was edited into something else: "outputs" is null or a list of lists')
     for held in (plan.z, plan.beyond, *(plan.boundary or ())):
         if not isinstance(held, int | float | None):
             raise MBSError(f'the plan was edited into something else: {held!r} in "z", "beyond" or "boundary"')
+
+
+def _is_way(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(key, str | int) for key in value)
 
 
 def _tuples(value: Any) -> Any:

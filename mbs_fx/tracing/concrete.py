@@ -40,13 +40,13 @@ from mbs_fx.tracing.autograd import recorded_functions
 from mbs_fx.tracing.batch_size import SpecialisedError, batch_of, free_batch, one_more
 from mbs_fx.tracing.caches import Caches, restore
 from mbs_fx.tracing.check import copied, seeded
-from mbs_fx.tracing.constant_values import READS, ConstantValues
+from mbs_fx.tracing.constant_values import READS, ConstantValues, has_tensor, is_constant
 from mbs_fx.tracing.example import Argument, Example, arguments, place_and_dtype
 from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, Observations
 from mbs_fx.tracing.leaves import Leaves, UntraceableError
-from mbs_fx.tracing.recorded_values import Source, Traced, forgotten_afterwards, plainly, traced
+from mbs_fx.tracing.recorded_values import Source, forgotten_afterwards, plainly, traced
 from mbs_fx.tracing.regions import detach_regions, recorded_regions
-from mbs_fx.tracing.spelling import is_in_place, is_property, spelling
+from mbs_fx.tracing.spelling import is_in_place, is_property, name_of, spelling
 from mbs_fx.tracing.symbolic import LeafTracer
 
 FIXED_BATCH: Final = "the graph holds for batches of"
@@ -75,7 +75,6 @@ class ConcreteTracer(LeafTracer):
         self.observations = observations
         self.made: dict[int, tuple[torch.Tensor, Source]] = {}
         self.sizes: dict[tuple[Source, int], Any] = {}
-        self.read: dict[str, None] = {}
         self.device: tuple[torch.device, Source] | None = None
         self.num_leaf_calls: Counter[str] = Counter()
 
@@ -83,7 +82,7 @@ class ConcreteTracer(LeafTracer):
         """Run a fake copy of the model once; the copy carries the constants of the graph."""
         root = self.root = self._fake_copy(model)
         restore(root, caches)
-        self.values = ConstantValues(model, root)
+        self.values = ConstantValues(model, root, self._node)
         buffers = dict(root.named_buffers(remove_duplicate=False))
         self.graph = fx.Graph(tracer_cls=LeafTracer)
         self.submodule_paths = {module: path for path, module in root.named_modules()}
@@ -99,6 +98,7 @@ class ConcreteTracer(LeafTracer):
         with recorded_regions(self), self._module_calls(), recorded_functions(self), Recorder(self):
             result = root.forward(*positional, **named)
         self.create_node("output", "output", (self.create_arg(result),), {})
+        self.values.drop_unused(self.graph)
         for path, buffer in buffers.items():
             if dict(root.named_buffers(remove_duplicate=False)).get(path) is not buffer:
                 self.told[f"the graph does not keep what the model assigns to its buffer {path!r}"] = None
@@ -158,7 +158,7 @@ class ConcreteTracer(LeafTracer):
         """One call of a torch function by the model's code."""
         if self.paused or getattr(func, "__name__", "") in UNRECORDED:
             return func(*args, **kwargs)
-        if _is_constant(args, kwargs):
+        if is_constant(args, kwargs):
             with torch.no_grad():
                 return func(*args, **kwargs)
         size = self._size(func, args, kwargs)
@@ -168,46 +168,18 @@ class ConcreteTracer(LeafTracer):
             with self.fake:
                 result = func(*plainly(args), **plainly(kwargs))
         except DataDependentOutputException:
-            if getattr(func, "__name__", "") in READS:
-                return self._read(func, args, kwargs)
-            args, kwargs = tree_map_only(torch.Tensor, self._number, (args, kwargs))
+            with self.unrecorded():
+                if getattr(func, "__name__", "") in READS:
+                    return self.values.read(func, args, kwargs)
+                args, kwargs = self.values.as_numbers((args, kwargs))
             with self.fake:
                 result = func(*plainly(args), **plainly(kwargs))
         kind, target, spelled = spelling(func, args, kwargs)
-        if target is not operator.setitem and not _has_tensor(result):
+        if target is not operator.setitem and not has_tensor(result):
             if result is None:
-                raise NotImplementedError(f"{_name(func)} returns nothing, so a graph cannot show what it does")
+                raise NotImplementedError(f"{name_of(func)} returns nothing, so a graph cannot show what it does")
             return result
         return self._write(kind, target, spelled, kwargs, result, is_in_place(func, args, kwargs))
-
-    def _read(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The value that a function reads from tensors which do not depend on the input."""
-        nodes = [self._node(leaf) for leaf in tree_leaves((args, kwargs)) if self._is_made(leaf)]
-        with self.unrecorded(), torch.no_grad():
-            given, named = tree_map_only(torch.Tensor, self._value, (args, kwargs))
-            result = func(*given, **named)
-        self.read.update(dict.fromkeys(self.values.parameters_in(nodes)))
-        return result
-
-    def _is_made(self, leaf: Any) -> bool:
-        return isinstance(leaf, torch.Tensor) and id(leaf) in self.made
-
-    def _value(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What a tensor of the run is; raises where that depends on the input."""
-        if not self._is_made(tensor):
-            return tensor
-        found = self.values.of(self._node(tensor))
-        assert isinstance(found, torch.Tensor)
-        return found
-
-    def _node(self, tensor: torch.Tensor) -> fx.Node:
-        return self._source(tensor).__fx_create_arg__(self)
-
-    def _number(self, tensor: torch.Tensor) -> Any:
-        """A constant of one element as its number, where a function takes numbers; other tensors as they are."""
-        if tensor.dim() > 0 or (self._is_made(tensor) and self.values.depends_on_input(self._node(tensor))):
-            return tensor
-        return self._read(torch.Tensor.item, (tensor,), {})
 
     def _size(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The answer to a question about sizes, None where ``func`` asks another one."""
@@ -267,6 +239,9 @@ class ConcreteTracer(LeafTracer):
             raise NotImplementedError("a tensor comes from code that torch functions do not show (TorchScript, C++)")
         return self.made[id(tensor)][1]
 
+    def _node(self, tensor: torch.Tensor) -> fx.Node | None:
+        return self._source(tensor).__fx_create_arg__(self) if id(tensor) in self.made else None
+
     def create_arg(self, a: Any) -> Any:
         """Nodes for tensors, sizes and devices; the rest as torch.fx does it."""
         if isinstance(a, torch.Tensor) and (id(a) in self.made or isinstance(a, FakeTensor)):
@@ -278,33 +253,8 @@ class ConcreteTracer(LeafTracer):
         return super().create_arg(a)
 
 
-def _name(func: Any) -> str:
-    """What a torch function is called; the setter of an attribute by the attribute."""
-    setter = getattr(func, "__name__", "") == "__set__"
-    return f"assigning a tensor's {func.__self__.__name__}" if setter else getattr(func, "__name__", repr(func))
-
-
 def _part(getter: Any, whole: Source, key: Any) -> Source:
     return Source("call_function", getter, (whole, key))
-
-
-def _is_constant(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call takes tensors, and nothing that depends on the input or on the state of the model."""
-    leaves = [part for leaf in tree_leaves((args, kwargs)) for part in _parts(leaf)]
-    of_input = any(isinstance(leaf, (FakeTensor, Traced)) for leaf in leaves)
-    return not of_input and any(isinstance(leaf, torch.Tensor) for leaf in leaves)
-
-
-def _parts(leaf: Any) -> tuple[Any, ...]:
-    if isinstance(leaf, slice):
-        return leaf.start, leaf.stop, leaf.step
-    return tuple(leaf) if isinstance(leaf, torch.Size) else (leaf,)
-
-
-def _has_tensor(value: Any) -> bool:
-    if is_dataclass(value):
-        return any(_has_tensor(getattr(value, field.name)) for field in fields(value))
-    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches: Caches = ()) -> fx.GraphModule:
@@ -322,7 +272,7 @@ def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches:
     gm = assemble(model, tracer.root, tracer.graph)
     gm.meta["mbs_leaves"] = leaves.met(tracer.graph, model)
     gm.meta["mbs_notes"] = tuple(tracer.told)
-    gm.meta["mbs_read"] = tuple(tracer.read)
+    gm.meta["mbs_read"] = tracer.values.parameters
     gm.meta["mbs_followed"] = tuple(sorted(tracer.followed))
     return gm
 

@@ -83,3 +83,9 @@ def is_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     name = getattr(func, "__name__", "")
     changes = name.endswith("_") and not name.endswith("__")
     return changes or name.startswith("__i") or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
+
+
+def name_of(func: Any) -> str:
+    """What a torch function is called; the setter of an attribute by the attribute."""
+    setter = getattr(func, "__name__", "") == "__set__"
+    return f"assigning a tensor's {func.__self__.__name__}" if setter else getattr(func, "__name__", repr(func))

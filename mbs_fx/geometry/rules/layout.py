@@ -22,7 +22,6 @@ from mbs_fx.geometry.axes import (
     Atom,
     Axis,
     Track,
-    bare,
     changed,
     channels,
     has_axis,
@@ -280,23 +279,10 @@ def fold(call: GeometryCall) -> Track | None:
     return changed(x, new, {dim: n for dim, n in enumerate(call.shape) if dim and dim not in new})
 
 
-@geometry(v.TYPE_AS)
-def first(call: GeometryCall) -> Track:
-    """``type_as(x, other)``: of the other, only the type is read."""
-    return call.input
-
-
-@geometry(v.NEW_FACTORY)
-def new_factory(call: GeometryCall) -> Track | None:
-    """``x.new_zeros(size)``: a map only where it has the dimensions of one."""
-    return None if len(call.shape) == len(call.input.dims) else bare(call.shape)
-
-
 KEEPING = (
     *(v.BATCH_NORM, v.INSTANCE_NORM, v.LAYER_NORM, v.GROUP_NORM, v.LOCAL_NORM, v.NORMALIZE),
     *(v.SOFTMAX, v.SOFTMAX2D, v.GUMBEL_SOFTMAX, v.PRELU, v.GLU, v.SCAN, v.FLIP, v.CHANNEL_SHUFFLE),
     *(v.INDEX_SELECT, v.REPEAT, v.REPEAT_INTERLEAVE, v.GRID_SAMPLE, v.RESTRIDED, v.MESHGRID),
-    *(v.FACTORY, v.FULL),
 )
 
 
