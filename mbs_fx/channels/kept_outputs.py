@@ -27,7 +27,7 @@ def names_of(outputs: Outputs) -> tuple[Name, ...] | None:
     """The caller's ``outputs=`` as ways into what the network returns; None for all outputs."""
     if outputs is None:
         return None
-    each = (outputs,) if isinstance(outputs, str | int) else tuple(outputs)
+    each = tuple(outputs) if isinstance(outputs, Iterable) and not isinstance(outputs, str) else (outputs,)
     ways = tuple(way if isinstance(way, tuple) else (way,) for way in each)
     if not all(way and all(isinstance(key, str | int) for key in way) for way in ways):
         raise MBSError(

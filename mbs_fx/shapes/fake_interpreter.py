@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Interpreter, Node, map_arg
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from mbs_fx.operations.resolve import is_in_place, of_library, of_target
@@ -36,10 +36,9 @@ from mbs_fx.runtime.torch_private import (
     exit_autocast,
 )
 from mbs_fx.shapes.graph_attributes import shallow_copy
+from mbs_fx.shapes.layouts import MODULE_FIELDS, hashed, is_constant, layout
 
-_MODULE_FIELDS = frozenset(vars(nn.Module()))
-HOOKS = frozenset(name for name in _MODULE_FIELDS if "_hooks" in name)
-_PLAIN = frozenset({int, float, bool, str, type(None)})
+HOOKS = frozenset(name for name in MODULE_FIELDS if "_hooks" in name)
 _BATCH_NORM_DIMS: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (2, 3),
     nn.BatchNorm2d: (4,),
@@ -79,27 +78,39 @@ class FakeInterpreter(Interpreter):
             return self.fetch_attr(str(n.target))
         if n.target in (enter_autocast, exit_autocast):
             return None
+        if n.op == "call_method" and not isinstance(args[0], Tensor):
+            return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+        return self._called(n, args, kwargs)
+
+    def _called(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function, a method of a tensor or a module returns."""
         call: Any = n.target
-        if n.op == "call_method":
-            if not isinstance(args[0], Tensor):
-                return getattr(args[0], str(n.target))(*args[1:], **kwargs)
-            call = _Method(str(n.target))
-        elif n.op == "call_module":
-            call = self.fetch_attr(str(n.target))
-        if _of_library(call):
-            return self._call(call, args, kwargs)
+        if n.op != "call_function":
+            call = _Method(str(n.target)) if n.op == "call_method" else self.fetch_attr(str(n.target))
         tensors = [a for a in args if isinstance(a, Tensor)]
         # Fake tensors would hide the numbers of a constant from the code that reads them.
-        run = self._on_metas if any(map(_is_constant, tensors)) else self._on_fakes
+        run = self._on_metas if any(map(is_constant, tensors)) else self._on_fakes
+        if _of_library(call):
+            run = self._call
         try:
             return run(call, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            if n.op != "call_module" or self.device.type == "meta":
+            if n.op != "call_module":
+                return run(call, *self._with_numbers(n))
+            if self.device.type == "meta":
                 raise
             return self._on_zeros(call, args, kwargs)
 
+    def _with_numbers(self, n: Node) -> tuple[Any, Any]:
+        """Arguments of a node, with a number for each constant of one element that the graph holds."""
+        return map_arg((n.args, n.kwargs), self._number)
+
+    def _number(self, n: Node) -> Any:
+        held = self.fetch_attr(str(n.target)) if n.op == "get_attr" else None
+        return held.item() if isinstance(held, Tensor) and held.dim() == 0 and not held.is_meta else self.env[n]
+
     def _call(self, call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = _hashed((call, args, kwargs)) if self.shares and "out" not in kwargs else None
+        key = hashed((call, args, kwargs)) if self.shares and "out" not in kwargs else None
         if key is not None and key in self.results:
             return self.results[key]
         result = self._on_metas(call, args, kwargs)
@@ -127,20 +138,20 @@ class FakeInterpreter(Interpreter):
         return stand_in(call, lambda t: t.detach().clone())(*given[0], **given[1])
 
     def _meta(self, tensor: Tensor) -> Tensor:
-        if _is_constant(tensor):
+        if is_constant(tensor):
             return tensor
         plain = tensor.device.type == "meta" and type(tensor) is Tensor
         if plain or tensor.layout != torch.strided:
             return tensor
         if not self.shares:
             return _empty_like(tensor, torch.device("meta"))
-        key = _layout(tensor)
+        key = layout(tensor)
         if key not in self.metas:
             self.metas[key] = _empty_like(tensor, torch.device("meta"))
         return self.metas[key]
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        kept = isinstance(tensor, FakeTensor) or _is_constant(tensor) or tensor.layout != torch.strided
+        kept = isinstance(tensor, FakeTensor) or is_constant(tensor) or tensor.layout != torch.strided
         return tensor if kept else _empty_like(tensor, self.device)
 
 
@@ -216,19 +227,6 @@ def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
-def _layout(tensor: Tensor) -> Hashable:
-    numbers = tuple(tensor.tolist()) if _is_constant(tensor) else ()
-    return tensor.shape, tensor.stride(), tensor.dtype, numbers
-
-
-def _is_constant(tensor: Tensor) -> bool:
-    """Whether a tensor may be a shape or an order: short, of whole numbers, with its numbers at hand."""
-    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
-    return (
-        whole and type(tensor) is Tensor and tensor.dim() == 1 and tensor.numel() <= 16 and tensor.device.type == "cpu"
-    )
-
-
 def fields_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass object that are set, by name."""
     return {f.name: getattr(value, f.name) for f in fields(value) if hasattr(value, f.name)}
@@ -241,38 +239,6 @@ def contains_tensor(value: Any) -> bool:
     if is_dataclass(value) and not isinstance(value, type | dict | nn.Module):
         return contains_tensor(fields_of(value))
     return isinstance(value, Tensor) or (isinstance(value, dict) and any(map(contains_tensor, value.values())))
-
-
-def _hashed(value: Any) -> Hashable | None:
-    """A key that the layout of a call's result follows from; None where that cannot be told."""
-    key = _key(value)
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
-
-
-def _key(value: Any) -> Hashable:
-    """Values with equal keys give equal layouts; 1, 1.0 and True are equal to Python, not to torch."""
-    if type(value) in _PLAIN:
-        return type(value), value
-    if isinstance(value, Tensor):
-        return _layout(value)
-    if isinstance(value, tuple | list):
-        return (type(value), *map(_key, value))
-    if isinstance(value, dict):
-        return (dict, *((name, _key(item)) for name, item in value.items()))
-    if isinstance(value, slice):
-        return slice, _key(value.start), _key(value.stop), _key(value.step)
-    return _module_key(value) if isinstance(value, nn.Module) else (type(value), value)
-
-
-def _module_key(module: nn.Module) -> Hashable:
-    held = vars(module)
-    parts: list[Hashable] = [type(module), module.training]
-    parts += [(name, _key(value)) for name, value in held.items() if name not in _MODULE_FIELDS]
-    return (*parts, _key(held["_parameters"]), _key(held["_buffers"]), _key(held["_modules"]))
 
 
 def _of_library(call: Any) -> bool:

@@ -271,6 +271,9 @@ def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches:
     detach_regions(tracer.graph, tracer.root, tracer.without_gradient)
     gm = assemble(model, tracer.root, tracer.graph)
     gm.meta["mbs_leaves"] = leaves.met(tracer.graph, model)
+    if tracer.values.parameters:
+        read = ", ".join(tracer.values.parameters)
+        tracer.told[f"the graph holds for the values that {read} have now, which the model reads as numbers"] = None
     gm.meta["mbs_notes"] = tuple(tracer.told)
     gm.meta["mbs_read"] = tracer.values.parameters
     gm.meta["mbs_followed"] = tuple(sorted(tracer.followed))

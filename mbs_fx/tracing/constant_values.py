@@ -51,9 +51,12 @@ class ConstantValues:
         given = [
             node for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and (node := self.node_of(leaf))
         ]
+        before = torch.get_rng_state()
         with torch.no_grad():
             values, named = tree_map_only(Tensor, self._value, (args, kwargs))
             result = func(*values, **named)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise DependsOnInputError("a value that the model reads is random")
         self.origins.update(dict.fromkeys(_ancestors(given)))
         return result
 
@@ -88,7 +91,7 @@ class ConstantValues:
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
-            raise DependsOnInputError(node.name)
+            raise DependsOnInputError(f"the model reads a value that follows from its input ({node.name})")
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._of)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -102,7 +105,7 @@ class ConstantValues:
         except AttributeError:
             held = operator.attrgetter(path)(self.root)
         if not isinstance(held, Tensor) or held.is_meta:
-            raise DependsOnInputError(path)
+            raise DependsOnInputError(f"the model reads a value of {path}, which has none")
         return held.detach().clone()
 
 

@@ -78,7 +78,7 @@ class Verifier:
         wrong = self._differs(gm, Trial(self.example), self.expected)[0]
         if wrong:
             return Verdict(f"the graph does not compute what the model computes, {wrong}")
-        other = self._varied(not self.model.training)
+        other = self._trial(gm, not self.model.training)
         if isinstance(other, str):
             mode = "evaluation" if self.model.training else "training"
             note = f"{mode} mode could not be checked, the model itself fails in it on the example: {other}"
@@ -97,7 +97,7 @@ class Verifier:
         return replace(verdict, notes=verdict.notes + notes)
 
     def _in_own_mode(self, gm: fx.GraphModule, notes: tuple[str, ...]) -> Verdict:
-        trial = self._varied(None)
+        trial = self._trial(gm, None)
         if isinstance(trial, str):
             return Verdict(notes=notes)
         outputs, gradients = self._differs(gm, trial)
@@ -122,11 +122,6 @@ class Verifier:
                 return Verdict(notes=(*notes, self._on_sizes(outputs)), fixed="sizes", left_behind=left)
             if not still:
                 return Verdict(notes=(*notes, self._on_batch(outputs)), fixed="batch", left_behind=left)
-        read = ", ".join(gm.meta.get("mbs_read", ()))
-        unchanged = replace(trial, example=self.example, changed=False)
-        if read and not any(self._differs(gm, unchanged)):
-            note = f"the graph holds for the values that {read} have now, which the model reads as numbers"
-            return Verdict(notes=(*notes, note))
         return Verdict(f"the graph does not follow a change of the parameters, {outputs}")
 
     def _on_sizes(self, outputs: str) -> str:
@@ -162,6 +157,11 @@ class Verifier:
         if outcome.gradients is not None or not outcome.reason:
             return ()
         return (f"gradients could not be checked, the model's own backward pass fails: {outcome.reason}",)
+
+    def _trial(self, gm: fx.GraphModule, training: bool | None) -> Trial | str:
+        """A varied trial, with the model's own parameters where the graph says that it holds for their values."""
+        trial = self._varied(training)
+        return replace(trial, changed=False) if isinstance(trial, Trial) and gm.meta.get("mbs_read") else trial
 
     def _varied(self, training: bool | None) -> Trial | str:
         """The first varied trial in this mode that the model runs, or how it fails on its own example."""
