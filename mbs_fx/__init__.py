@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mbs_fx.pictures.report import write_report
     from mbs_fx.planning.plan import plan
     from mbs_fx.planning.sweep import sweep
+    from mbs_fx.reconstruction.choice import choose_channels
     from mbs_fx.reconstruction.reconstruct import reconstruct
     from mbs_fx.reducing import reduce
     from mbs_fx.results.analysis import Analysis
@@ -50,6 +51,7 @@ __all__ = [
     "analyze",
     "bench",
     "carry_optimizer",
+    "choose_channels",
     "draw",
     "export_python",
     "latency_of",
@@ -83,6 +85,7 @@ _HOMES = {
     "Sweep": "results.sweep",
     "analyze": "macroblocks.analyze",
     "carry_optimizer": "rewriting.optimizer",
+    "choose_channels": "reconstruction.choice",
     "draw": "pictures.draw",
     "latency_of": "rewriting.latency",
     "load": "rewriting.saving",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from mbs_fx.macroblocks.analyze import analyze
 from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.density import Density
+from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.resizing import Init
@@ -33,6 +35,9 @@ from mbs_fx.tracing.trace import trace
 
 Model = TypeVar("Model", bound=nn.Module)
 
+RECONSTRUCTED = 512
+"""Images to reconstruct from, where they can be read only once."""
+
 
 def reduce(
     model: Model,
@@ -43,7 +48,9 @@ def reduce(
     preparation: Preparation | None = None,
     density: Density | None = None,
     init: Init = "inherit",
-    criterion: Criterion = "l1",
+    criterion: Criterion | None = None,
+    reconstruct: bool | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
     opaque: Iterable[str | type[nn.Module]] = (),
     outputs: Outputs = None,
     device: torch.device | str | None = None,
@@ -72,7 +79,11 @@ def reduce(
         density: an earlier measurement of this graph; None takes the one that the graph carries, if any
             (`mbs_fx.passes.Measure` leaves it in ``gm.meta["mbs_density"]``).
         init: as for `rewrite`.
-        criterion: as for `rewrite`.
+        criterion: as for `rewrite`; None is `mbs_fx.choose_channels` where the weights are reconstructed, else "l1".
+        reconstruct: refit the inherited weights to the original on the images (`mbs_fx.reconstruct`); None does so
+            where images are given and weights are inherited, and notes in the plan where it cannot.
+        evaluate: called on the original, on the small network with inherited weights and with reconstructed ones; the
+            numbers that it gives stand in ``meta["mbs_accuracy"]``, by these names.
         opaque: as for `analyze`.
         outputs: as for `analyze`.
         device: where to measure densities and latency; None where the parameters are.
@@ -94,19 +105,21 @@ def reduce(
     """
     if images is not None and density is not None:
         raise MBSError("reduce: give images or a density, not both")
-    check_words(init, criterion)
+    check_words(init, criterion or "l1")
+    possible = images is not None and init == "inherit"
+    if reconstruct and not possible:
+        raise MBSError('reduce: reconstruct=True needs images, and weights that are inherited (init="inherit")')
     if images is not None:
-        known = Signature.of(model) if isinstance(model, GraphModule) else None
-        whole = known is None or known.whole or known.several
-        images = prepared(images, preparation, first_item(images), whole)
+        images = prepared(images, preparation, first_item(images), _takes_whole_numbers(model))
     if images is not None and example is None:
         images, example = _peek(images, model)
+    images, again = _readable_twice(images) if possible else (images, None)
     gm = _graph(model, example)
     analysis = analyze(gm, example, opaque=opaque, outputs=outputs)
-    if images is None and density is None:
-        density = gm.meta.get("mbs_density")
     if images is not None:
         density = measure(gm, images, analysis=analysis, z=1.0 if z is None else z, device=device, **measuring)
+    elif density is None:
+        density = gm.meta.get("mbs_density")
     if round_to == "auto":
         place, dtype = place_and_dtype(gm)
         round_to = block(place if device is None else torch.device(device), dtype)
@@ -125,10 +138,73 @@ def reduce(
         max_latency_ms=max_latency_ms,
         latency=None if max_latency_ms is None else latency_of(gm, device=device),
     )
-    small = rewrite_traced(model, gm, made, init, criterion)
+    if not possible or reconstruct is False:
+        small = rewrite_traced(model, gm, made, init, criterion or "l1")
+        return _evaluated(evaluate, {"original": model, "small": small})
+    networks = _reconstructed(model, gm, made, criterion, again, device, measuring, bool(reconstruct))
+    return _evaluated(evaluate, {"original": model, **networks})
+
+
+def _reconstructed(
+    model: Model,
+    gm: GraphModule,
+    made: Plan,
+    criterion: Criterion | None,
+    images: Any,
+    device: torch.device | str | None,
+    measuring: Mapping[str, Any],
+    asked: bool,
+) -> dict[str, Model]:
+    """The planned network with channels chosen on images, as it inherits its weights and with refitted ones.
+
+    Where the images do not serve and nobody ``asked`` for it, only the first, and the plan says why.
+    """
+    from mbs_fx.reconstruction.choice import choose_channels
+    from mbs_fx.reconstruction.reconstruct import reconstruct
+
+    reading = {name: measuring[name] for name in ("batch_size", "workers", "seed") if name in measuring}
+    shown = {name: measuring[name] for name in ("progress", "timeout") if name in measuring}
+    try:
+        chosen = made if criterion else choose_channels(gm, made, images, device=device, **reading)
+        inherited = rewrite_traced(model, gm, chosen, "inherit", criterion or "l1")
+        small = reconstruct(inherited, gm, images, device=device, **reading, **shown)
+    except MBSError as error:
+        if asked:
+            raise
+        made = replace(made, notes=(*made.notes, f"weights are inherited and not reconstructed: {error}"))
+        return {"inherited": rewrite_traced(model, gm, made, "inherit", criterion or "l1")}
+    return {"inherited": inherited, "reconstructed": small}
+
+
+def _evaluated(evaluate: Callable[[nn.Module], float] | None, networks: Mapping[str, Any]) -> Any:
+    """The last of the networks, with what ``evaluate`` says of every one of them."""
+    small = list(networks.values())[-1]
     if isinstance(small, GraphModule):
         type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph has its class
+    if evaluate is not None:
+        small.meta["mbs_accuracy"] = {name: float(evaluate(network)) for name, network in networks.items()}
     return small
+
+
+def _readable_twice(images: Any) -> tuple[Any, Any]:
+    """Images to measure on, and images to reconstruct from: the first ones of what can be read only once."""
+    if not isinstance(images, Iterator):
+        return images, images
+    held: list[Any] = []
+    count = 0
+    for item in images:
+        held.append(item)
+        found = _images_in(item)
+        count += len(found[0]) if found and found[0].dim() > 3 else 1
+        if count >= RECONSTRUCTED:
+            break
+    return chain(held, images), held
+
+
+def _takes_whole_numbers(model: nn.Module) -> bool:
+    """Whether pixels may be what the network takes as they are, or nobody can tell yet."""
+    known = Signature.of(model) if isinstance(model, GraphModule) else None
+    return known is None or known.whole or known.several
 
 
 def _plan_html(small: GraphModule) -> str:

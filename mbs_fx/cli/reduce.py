@@ -21,6 +21,7 @@ from mbs_fx.errors import MBSError
 if TYPE_CHECKING:
     from mbs_fx.results.density import Density
     from mbs_fx.results.plan import Plan
+    from mbs_fx.results.reconstruction import Reconstruction
     from mbs_fx.results.speed import Bench
 
 NOTHING = 3
@@ -59,8 +60,15 @@ def reduce(
     opaque: options.Opaque = None,
     init: Annotated[str, typer.Option(help="Weights: inherit or fresh.", rich_help_panel=options.STAYS)] = "inherit",
     criterion: Annotated[
-        str, typer.Option(help="Channels that stay: l1, l2, scale or first.", rich_help_panel=options.STAYS)
-    ] = "l1",
+        str | None,
+        typer.Option(
+            help="Channels that stay: l1, l2, scale or first. Default: by what is lost on the images, else l1.",
+            rich_help_panel=options.STAYS,
+        ),
+    ] = None,
+    reconstruct: Annotated[
+        bool, typer.Option(help="Refit inherited weights on the images.", rich_help_panel=options.STAYS)
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option(metavar="STEM", help="Write STEM.json and STEM.safetensors.", rich_help_panel=options.OUTPUT),
@@ -107,9 +115,8 @@ def reduce(
     else:
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
         found = session.load(density)
-    small = mbs_fx.rewrite(session.source.model, made, init=init, criterion=criterion)
-    session.say("small", f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})")
-    made = mbs_fx.plan_of(small)
+    small: Any = session.reduced(made, init, criterion, reconstruct, workers)
+    made, refit = mbs_fx.plan_of(small), small.meta.get("mbs_reconstruction")
     if all(made.widths.get(path, width) == width for path, width in made.before.items()):
         _nothing(session, made, as_json)
     mbs_fx.save(small, *paths)
@@ -120,17 +127,18 @@ def reduce(
     files += _exported(session, small, exported, force)
     timings = _timed(session, small) if bench else None
     document = {"plan": json.loads(made.to_json()), "files": list(map(str, files)), "code": loading}
-    text = _text(made, files, init, loading)
+    document["reconstruction"] = None if refit is None else refit.to_dict()
+    text = _text(made, refit, files, init, loading)
     if timings is not None:
         document["bench"], text = json.loads(timings.to_json()), f"{text}\n\n{timings}"
     session.tell(text, document, as_json, show_code)
 
 
-def _check(init: str, criterion: str, plan: Path | None, given: dict[str, Any]) -> None:
+def _check(init: str, criterion: str | None, plan: Path | None, given: dict[str, Any]) -> None:
     """Refuse words that mean nothing before anything is loaded."""
     from mbs_fx.rewriting.rewrite import check_words
 
-    check_words(init, criterion)
+    check_words(init, criterion or "l1")
     refused = [name for name, value in given.items() if value is not None]
     if plan is not None and refused:
         raise MBSError(f"--plan decides all widths: leave out {', '.join(refused)}")
@@ -200,13 +208,14 @@ def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
     return ("import mbs_fx", *model, f"small = mbs_fx.load(model, {plan!r}, {weights!r})")
 
 
-def _text(plan: Plan, files: list[Path], init: str, code: tuple[str, ...]) -> str:
-    """The plan, what was written, and how to load it."""
-    how = "inherited" if init == "inherit" else init
+def _text(plan: Plan, refit: Reconstruction | None, files: list[Path], init: str, code: tuple[str, ...]) -> str:
+    """The plan, how well the weights were reconstructed, what was written, and how to load it."""
+    how = "reconstructed" if refit is not None else "inherited" if init == "inherit" else init
     others = "".join(f", {path}" for path in files[2:])
     lines = [
         str(plan),
         "",
+        *([] if refit is None else [refit.summary(), ""]),
         f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){others}. In Python:",
         "",
     ]

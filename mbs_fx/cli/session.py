@@ -21,7 +21,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.runtime.devices import usable
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     import mbs_fx
     from mbs_fx.folder import ImageFolder, Preparation
@@ -51,6 +51,7 @@ class Session:
         self.source = resolve(model, weights)
         self.preparation = replace(self.source.preparation, size=size or self.source.preparation.size)
         self.shape = (1, 3, self.preparation.size, self.preparation.size)
+        self.seen: ImageFolder | Tensor | None = None
         self.code = ["import mbs_fx", "from mbs_fx.models import resolve", ""]
         self.say("source", f"resolve({written(model, weights=weights)})")
         self.gm = mbs_fx.trace(self.source.model, self.shape)
@@ -81,7 +82,7 @@ class Session:
 
         if file is not None:
             return self.load(file)
-        seen = self._images(images, on_bad_image)
+        self.seen = seen = self._images(images, on_bad_image)
         if seen is None:
             self.say("density", "None")
             return None
@@ -152,6 +153,25 @@ class Session:
         from mbs_fx.tracing.example import place_and_dtype
 
         return planning | {"round_to": block(usable(self.device), place_and_dtype(self.gm)[1])}
+
+    def reduced(
+        self, made: mbs_fx.Plan, init: str, criterion: str | None, reconstruct: bool, workers: int | None
+    ) -> nn.Module:
+        """The network of a plan; where images were read and weights are inherited, reconstructed from them."""
+        import mbs_fx
+
+        refitted = reconstruct and self.seen is not None and init == "inherit"
+        given: dict[str, Any] = {"device": str(usable(self.device)), **({"workers": workers} if workers else {})}
+        if refitted and criterion is None:
+            made = mbs_fx.choose_channels(self.gm, made, self.seen, **given)
+            self.say("plan", f"mbs_fx.choose_channels(gm, plan, images{more(**given)})")
+        criterion = criterion or "l1"
+        small = mbs_fx.rewrite(self.source.model, made, init=init, criterion=criterion)
+        self.say("small", f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})")
+        if not refitted:
+            return small
+        self.say("small", f"mbs_fx.reconstruct(small, gm, images{more(**given)})")
+        return mbs_fx.reconstruct(small, self.gm, self.seen, **given)
 
     def tell(self, text: str, document: Any, as_json: bool, show_code: bool) -> None:
         """Print a result as text or as JSON, or the Python that makes it."""

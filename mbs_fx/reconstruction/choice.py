@@ -5,6 +5,7 @@ Semantics
   relative to the energy of its outputs.  Channels go one by one, each time the one whose removal adds least.
 - Outputs count by the scale of the BatchNorm that alone reads them.  A second round counts only outputs that stayed in
   the first.
+- A layer behind which there is none, the network's last, counts as `LAST` others: no later one makes up for its error.
 - Depthwise convolutions are no readers: their outputs are their inputs' channels.  Opaque segments have no choice.
 """
 
@@ -24,7 +25,6 @@ from torch.fx import GraphModule, Node
 from mbs_fx.density.batches import check_graph
 from mbs_fx.density.fast_copy import fast_copy
 from mbs_fx.density.images import Request
-from mbs_fx.density.measure import random_state_kept
 from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.reconstruction.frontier import Chunk
@@ -39,12 +39,14 @@ from mbs_fx.rewriting.graphs import check_fits
 from mbs_fx.rewriting.repeated import relative
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.runtime.devices import usable
+from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.tracing.example import place_and_dtype
 
-FEWEST_POSITIONS = 1 << 12
+FEWEST_POSITIONS = 1 << 14
 POSITIONS_PER_CHANNEL = 4
 ROUNDS = 2
+LAST = 4.0
 
 
 def choose_channels(
@@ -85,7 +87,7 @@ def choose_channels(
     private = fast_copy(graph, place, dtype, fold=False)
     with random_state_kept(), torch.no_grad():
         request = Request(batch_size, max_images, seed=seed, workers=workers)
-        chunks = read_chunks(private, images, plan.input_shapes, request, place)
+        chunks = read_chunks(private, images, found.analysis, request, place)
         keep = _chosen(found, private, counts, chunks, seed)
     return replace(plan, channels=keep.channels())
 
@@ -99,6 +101,7 @@ def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: S
         moments.run(*(tensor.clone() for tensor in chunk.inputs))
     nodes = {node.name: node for node in private.graph.nodes}
     weights = {name: _weight(private, nodes[name], form) for name, form in forms.items()}
+    last = _last(found)
     keep = Keep(found, np.ones(len(found.choices.choice), bool), tuple(counts))
     for _ in range(ROUNDS):
         readers: list[Reader] = []
@@ -107,7 +110,9 @@ def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: S
             stays = torch.from_numpy(keep.stays[flow.out]).to(weights[name].device)
             rows = weights[name] * stays.reshape(weights[name].shape[0], -1, 1)
             held = reader(form, rows, moments.mean(name), found.choices.choice[flow.inp])
-            readers += [held] if held is not None else []
+            if held is not None:
+                held.energy /= LAST if name in last else 1.0
+                readers.append(held)
         keep = _without(found, counts, readers)
     return keep
 
@@ -123,6 +128,19 @@ def _forms(found: Facts, shrinking: set[int]) -> dict[str, LinearForm]:
         if form is not None and _weight_of(found.flow.gm, node) is not None:
             forms[node.name] = form
     return forms
+
+
+def _last(found: Facts) -> set[str]:
+    """Layers behind which there is no other."""
+    before: set[Node] = set()
+    last: set[str] = set()
+    for node in reversed(found.flow.gm.graph.nodes):
+        layer = node.name in found.flow.mixers
+        if layer and node not in before:
+            last.add(node.name)
+        if layer or node in before:
+            before.update(node.all_input_nodes)
+    return last
 
 
 def _weight_of(gm: GraphModule, node: Node) -> Tensor | None:

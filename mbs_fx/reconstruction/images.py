@@ -14,18 +14,17 @@ from mbs_fx.density.images import Request, open_images
 from mbs_fx.density.nonfinite import locate
 from mbs_fx.errors import MBSError
 from mbs_fx.reconstruction.frontier import FOLD, Chunk
+from mbs_fx.results.analysis import Analysis
 from mbs_fx.runtime.ranks import Ranks
 
 
 @workers_watched
 def read_chunks(
-    gm: GraphModule, images: Any, shapes: tuple[tuple[int, ...], ...], request: Request, device: torch.device
+    gm: GraphModule, images: Any, analysis: Analysis, request: Request, device: torch.device
 ) -> list[Chunk]:
     """Batches of this process on a device; every image has the size that the plan was made for."""
-    wanted = tuple(shape[1:] for shape in shapes)
-    signature = Signature.of(gm)
-    signature = replace(signature, batch_axes=len(shapes[signature.image]))
-    source = open_images(images, signature, request)
+    wanted = tuple(shape[1:] for shape in analysis.input_shapes)
+    source = open_images(images, Signature.of(gm, analysis), request)
     like = next((tensor for tensor in (*gm.parameters(), *gm.buffers()) if tensor.is_floating_point()), torch.empty(0))
     chunks: list[Chunk] = []
     for number, groups in source.read(0):

@@ -22,7 +22,7 @@ from mbs_fx.macroblocks.analyze import facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.results.reconstruction import Reconstruction
-from mbs_fx.rewriting.carried_plan import plan_in
+from mbs_fx.rewriting.carried_plan import CarriedMeta, plan_in
 from mbs_fx.rewriting.graphs import build, check_fits
 from mbs_fx.rewriting.inputs import example_inputs
 from mbs_fx.rewriting.repeated import relative
@@ -118,5 +118,5 @@ def result(small: nn.Module, work: GraphModule, report: Reconstruction) -> Any:
     for name, tensor in work.state_dict().items():
         if name in held:
             held[name].copy_(tensor)
-    made.meta = {**getattr(small, "meta", {}), MADE: report}
+    made.meta = CarriedMeta({**getattr(small, "meta", {}), MADE: report})
     return made

@@ -86,7 +86,7 @@ def reader(form: LinearForm, weight: Tensor, moments: Tensor, choices: NDArray[n
     if energy <= 0:
         return None
     m[np.diag_indices_from(m)] += RIDGE * m.diagonal().mean()
-    return Reader(unique, np.linalg.inv(m), a, energy)
+    return Reader(unique, np.linalg.inv(m).astype(np.float64), a, energy)
 
 
 def _rounds(place: NDArray[np.int64], groups: int, per: int) -> list[NDArray[np.int64]]:

@@ -86,7 +86,7 @@ def reconstruct(
         both = pair(small, original, place)
         request = Request(batch_size, max_images, False, seed, workers, ranks.rank, ranks.world)
         run_on = place_and_dtype(both.original)[0]
-        read = ranks.together(lambda: read_chunks(both.original, images, both.plan.input_shapes, request, run_on))
+        read = ranks.together(lambda: read_chunks(both.original, images, both.keep.facts.analysis, request, run_on))
         chunks, count = placed(read[ranks.rank], ranks)
         multiples = REGULARISATIONS if regularisation is None else (regularisation,)
         report = _refitted(both, chunks, count, multiples, seed, ranks, progress if ranks.rank == 0 else False)
