@@ -197,7 +197,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch):
 def test_ctrl_c_leaves_earlier_files_and_writes_beside_them(run, workplace: Path, interrupted, command: str):
     (workplace / "resnet20-density.json").write_text("earlier")
     before = set(workplace.iterdir())
-    code, out, err = run(command)
+    code, out, err = run(command, "--force")
     assert (code, out) == (130, "")
     assert (
         "interrupted after 32 images. Wrote what they gave to resnet20-density.partial.json" in err

@@ -158,8 +158,8 @@ def _reported(session: Session, density: Density | None, plan: Plan, report: Pat
     import mbs_fx
 
     title = session.source.name
-    given = f"{'density' if density else None}, plan, {str(report)!r}, title={title!r}, code={loading!r}"
-    session.say("", f"mbs_fx.write_report(analysis, {given})")
+    held, words = "density" if density else None, f"title={title!r}, code={loading!r}"
+    session.say("", f"mbs_fx.write_report(analysis, {held}, mbs_fx.plan_of(small), {str(report)!r}, {words})")
     return mbs_fx.write_report(session.analysis, density, plan, report, title=title, code=loading)
 
 
