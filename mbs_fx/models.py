@@ -27,7 +27,7 @@ from torch import nn
 from mbs_fx import sample
 from mbs_fx.errors import MBSError
 from mbs_fx.folder import Channels, Preparation
-from mbs_fx.rewriting.weights import read_weights
+from mbs_fx.rewriting.weights import fill, read_weights
 
 OPTIONAL = "num_batches_tracked"  # not in older files, and used only by a BatchNorm without momentum
 
@@ -76,7 +76,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise MBSError(f"{file} holds other weights than {type(model).__name__} has: {wrong[0]}{more}")
-    model.load_state_dict(state, strict=False)
+    fill(model, state)
 
 
 def _from_sample(name: str, trained: bool) -> Source:

@@ -96,3 +96,51 @@ def test_a_plan_of_a_graph_in_training_mode_loads_in_training_mode():
     small = mbs_fx.reduce(Sometimes(), example=(1, 3, 8, 8), widths={"first": 10})
     again = mbs_fx.load(Sometimes(), small.meta["mbs"], small.state_dict())
     assert [y.shape for y in again(torch.randn(2, 3, 8, 8))] == [(2, 8, 8, 8)] * 2
+
+
+class Versioned(nn.Module):
+    """Reads the version of its layers from what it loads, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x):
+        return self.convs(x)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError("version should be set to 1 or 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_a_file_of_tensors_loads_into_layers_that_ask_for_a_version(tmp_path):
+    model, x = Versioned().eval(), torch.randn(2, 3, 12, 12)
+    small = mbs_fx.reduce(model, example=x, betas={0: 0.5})
+    mbs_fx.save(small, tmp_path / "plan.json", tmp_path / "weights.safetensors")
+    again = mbs_fx.load(Versioned().eval(), tmp_path / "plan.json", tmp_path / "weights.safetensors")
+    assert torch.equal(small(x), again(x))
+
+
+class Auxiliary(nn.Module):
+    """Has a head in training mode that needs larger images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.aux = nn.Conv2d(8, 2, 9)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.body(x)
+        return (self.head(y), self.aux(y)) if self.training else self.head(y)
+
+
+def test_a_head_of_the_other_mode_that_takes_no_such_size_is_noted():
+    x = torch.randn(2, 3, 8, 8)
+    small = mbs_fx.reduce(Auxiliary().eval(), example=x, betas={0: 0.5})
+    assert small.body[0].out_channels == 4
+    assert small(x).shape == (2, 2, 8, 8)
+    assert any("training mode" in note and "aux" in note for note in small.meta["mbs"].notes)

@@ -52,10 +52,12 @@ def picked(value: Any, name: Name) -> Any:
             value = list(value.values())
         if value == FROZEN:  # of what a leaf returns, nothing is known, and all of it stays
             return FROZEN
-        try:
-            value = value[key] if isinstance(value, list | dict) else {}[key]
-        except (LookupError, TypeError):
-            raise MBSError(f"outputs: the network has no output {name!r}: {_entries(value)}") from None
+        entries: dict[Any, Any] = (
+            value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        )
+        if key not in entries:
+            raise MBSError(f"outputs: the network has no output {name!r}: {_entries(value)}")
+        value = entries[key]
     return value
 
 

@@ -38,11 +38,16 @@ def graphs_of(
     try:
         other = _in_mode(model, plan, not first.training, verify=False)  # the rewritten module is, in both modes
     except MBSError as error:
-        mode = "evaluation" if first.training else "training"
-        return graphs, (f"not traced in {mode} mode, so layers that only {mode} uses keep their width: {error}",)
+        return graphs, (unused(not first.training, error),)
     if _text(other) != _text(first):
         graphs[other.training] = other
     return graphs, ()
+
+
+def unused(training: bool, error: MBSError) -> str:
+    """The note on a mode that is left out of a plan."""
+    mode = "training" if training else "evaluation"
+    return f"not traced in {mode} mode, so layers that only {mode} uses keep their width: {error}"
 
 
 def planned_graph(model: nn.Module, plan: Plan) -> GraphModule:

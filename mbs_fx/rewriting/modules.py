@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from mbs_fx.channels.kept_outputs import kept_values
+from mbs_fx.channels.kept_outputs import Name, kept_values
 from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
@@ -29,7 +29,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.graph_constants import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.inputs import example_inputs
-from mbs_fx.rewriting.modes import graphs_of
+from mbs_fx.rewriting.modes import graphs_of, unused
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.rewriting.traced_forward import Code, require_own_forward, run_traced, traced_code
@@ -58,7 +58,7 @@ def rewrite_module(
     if needs_hooks:
         _give_hooks(small, hooks)
     graphs, untraced = graphs_of(small, plan, traced)
-    keeps = _decisions(graphs, plan, criterion)
+    keeps, unfit = _decisions(graphs, plan, criterion)
     first = next(iter(keeps.values()))
     resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
     for mode, keep in reversed(keeps.items()):
@@ -66,7 +66,7 @@ def rewrite_module(
             _replace(small, path, held)
     if needs_hooks:
         _give_hooks(small, hooks)
-    notes = (*untraced, *_Agreement(small, plan, graphs, keeps).reached())
+    notes = (*untraced, *unfit, *_Agreement(small, plan, graphs, keeps).reached())
     _give_hooks(small, hooks)
     return small, first, next(iter(resizers.values())), notes
 
@@ -96,18 +96,28 @@ def _runs(small: nn.Module, plan: Plan) -> bool:
     return True
 
 
-def _decisions(graphs: Mapping[bool, GraphModule], plan: Plan, criterion: Criterion) -> dict[bool, Keep]:
-    """Which channels stay in the graph of each mode; the plan's own decides."""
+def _decisions(
+    graphs: Mapping[bool, GraphModule], plan: Plan, criterion: Criterion
+) -> tuple[dict[bool, Keep], tuple[str, ...]]:
+    """Which channels stay in the graph of each mode, and notes; the plan's own mode decides."""
     keeps: dict[bool, Keep] = {}
+    notes: list[str] = []
     for mode, gm in graphs.items():
-        outputs = plan.outputs if plan.outputs is None or not keeps else ()
-        found = facts(gm, inputs_of(gm, None).shapes, plan.opaque, plan.input_types, plan.input_names, outputs)
         if not keeps:
-            keeps[mode] = decide(found, plan, criterion)
-        else:
-            counts = from_widths(found.analysis, plan.widths)
-            keeps[mode] = restore(found, counts, next(iter(keeps.values())).channels())
-    return keeps
+            keeps[mode] = decide(_facts_of(gm, plan, plan.outputs), plan, criterion)
+            continue
+        try:
+            found = _facts_of(gm, plan, None if plan.outputs is None else ())
+        except MBSError as error:  # an auxiliary head may not take the size that the plan was made for
+            notes.append(unused(mode, error))
+            continue
+        counts = from_widths(found.analysis, plan.widths)
+        keeps[mode] = restore(found, counts, next(iter(keeps.values())).channels())
+    return keeps, tuple(notes)
+
+
+def _facts_of(gm: GraphModule, plan: Plan, outputs: tuple[Name, ...] | None) -> Facts:
+    return facts(gm, inputs_of(gm, None).shapes, plan.opaque, plan.input_types, plan.input_names, outputs)
 
 
 def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:

@@ -19,7 +19,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carried_plan import carry_plan, plan_of
 from mbs_fx.rewriting.modes import planned_graph
 from mbs_fx.rewriting.rewrite import rewrite_traced
-from mbs_fx.rewriting.weights import read_weights, state_of, unwrapped
+from mbs_fx.rewriting.weights import fill, read_weights, state_of, unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -86,7 +86,7 @@ def _fill(small: nn.Module, gm: GraphModule | None, state: Mapping[str, Tensor])
         raise MBSError(
             f"the weights have no tensor {needed[0]}" + (f" and {len(needed) - 1} more" if needed[1:] else "")
         )
-    small.load_state_dict(state, strict=False)
+    fill(small, state)
     if missing:
         made = plan_of(small)
         note = f"the weights had no {missing[0]} and {len(missing) - 1} more, which only the other mode uses"

@@ -9,6 +9,7 @@ Semantics
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ def state_of(held: Mapping[str, Any], name: str = "the weights") -> dict[str, Te
         held = inner
     tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
     return {unwrapped_name(key, tensors): value for key, value in tensors.items() if key != "n_averaged"}
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the tensors that are there.
+
+    The versions of the layers, which some read, are the model's own: files of tensors have none.
+    """
+    own: Any = model.state_dict()
+    versioned = OrderedDict(state)
+    versioned._metadata = own._metadata  # type: ignore[attr-defined] # where torch keeps them
+    model.load_state_dict(versioned, strict=False)
 
 
 def unwrapped_name(name: str, state: Mapping[str, Any]) -> str:
