@@ -58,6 +58,24 @@ def apply_edits(nodes: dict[str, Node], keep: Keep) -> None:
             node.kwargs = _put(dict(node.kwargs), rest, value)
 
 
+def counted_in(keep: Keep) -> dict[str, list[tuple[int, int]]]:
+    """Constants of the model's code that count channels, before and after, by the path of the module they stand in."""
+    flow = keep.facts.flow
+    nodes = {node.name: node for node in flow.gm.graph.nodes}
+    result: dict[str, list[tuple[int, int]]] = {}
+    for edit in flow.edits:
+        kind, *rest = edit.where
+        if kind == "value":
+            continue
+        node = nodes[edit.node]
+        stack = node.meta.get("nn_module_stack")
+        inside = next(reversed(stack.values()))[0] if stack else ""
+        held, value = _get(node.args if kind == "args" else node.kwargs, rest), keep.evaluate(edit.template)
+        pairs = zip(held, value, strict=False) if isinstance(held, list | tuple) and value else [(held, value)]
+        result.setdefault(inside, []).extend((a, b) for a, b in pairs if type(a) is int and type(b) is int)
+    return result
+
+
 class _Numbers:
     """What the numbers that a graph computes will be in the narrower network."""
 

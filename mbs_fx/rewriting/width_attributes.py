@@ -7,6 +7,8 @@ Semantics
 - The evidence is the widths of the layers inside the module, before and after.  A number that equals a width which
   changed becomes the new width where all layers of that width agree; where they do not, the name decides: ``in`` is
   the first of them, ``out`` and ``features`` the last.  What stays undecided is named.
+- A number that the module's own code uses as a constant, and that counts channels there, is better evidence
+  (``self.head_dim``, which is the width of no layer).
 - A name says whether a number is a width at all.  `Found.unnamed` holds what only equals one.
 """
 
@@ -19,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from mbs_fx.rewriting.graph_constants import counted_in
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.tracing.leaves import is_layer
 
@@ -42,7 +45,7 @@ class Found:
 def width_attributes(model: nn.Module, keep: Keep) -> Found:
     """What the attributes of ``model``'s own modules become under a decision; the model is not changed."""
     counted = _counted(keep)
-    found = Found()
+    found, code = Found(), counted_in(keep)
     if not any(old != new for pairs in counted.values() for old, new in pairs):
         return found
     for path, module in model.named_modules():
@@ -51,7 +54,7 @@ def width_attributes(model: nn.Module, keep: Keep) -> Found:
         pairs = [pair for layer, of in counted.items() if not path or layer.startswith(f"{path}.") for pair in of]
         for name, held in vars(module).items():
             if not name.startswith("_") and name != "training":
-                _decide(found, path, name, held, pairs, counted)
+                _decide(found, path, name, held, pairs, code.get(path, []), counted)
     return found
 
 
@@ -66,7 +69,9 @@ def _counted(keep: Keep) -> dict[str, Pairs]:
     return result
 
 
-def _decide(found: Found, path: str, name: str, held: Any, pairs: Pairs, counted: Mapping[str, Pairs]) -> None:
+def _decide(
+    found: Found, path: str, name: str, held: Any, pairs: Pairs, code: Pairs, counted: Mapping[str, Pairs]
+) -> None:
     """Record the new value of one attribute where it holds widths that changed."""
     if name == "feature_info" and isinstance(held, list):
         new: Any = [_entry(each, counted) for each in held]
@@ -74,10 +79,11 @@ def _decide(found: Found, path: str, name: str, held: Any, pairs: Pairs, counted
         each = [_number(name, value, pairs) for value in held]
         new = None if None in each else type(held)(each)
     elif type(held) is int and held > 1:
-        new = _number(name, held, pairs)
+        new = _number(name, held, code if any(old == held for old, _ in code) else pairs)
     else:
         return
     named = bool(_WIDTH.search(name)) and not _NO_WIDTH.search(name)
+    named = named or any(old == held and old != each for old, each in code)
     if new is None:
         if named:
             found.undecided.append(f"{path}.{name}".removeprefix(".") + f" = {held}")
