@@ -178,6 +178,42 @@ def test_code_that_counts_channels_is_replaced_and_not_pickled(x):
     assert (twice.first.out_channels, answer(twice, x).shape) == (5, (2, 10))
 
 
+WAYS = {
+    "attribute": lambda net, x: x * net.dim**-0.5,
+    "mean": lambda net, x: x.sum(1, keepdim=True) / net.dim,
+    "layer": lambda net, x: x * net.second.out_channels**-0.5,
+    "branch": lambda net, x: x * 2 if x.shape[1] % 4 == 0 else x * 3,
+}
+"""How code may compute with a width that no constant of a graph counts."""
+
+
+class Computes(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.dim, self.way = 24, way
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.fc = nn.LazyConv2d(10, 1)
+
+    def forward(self, x):
+        return self.fc(WAYS[self.way](self, self.second(self.first(x).relu())))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_code_that_computes_with_a_width_gives_what_the_graph_gives(way, x):
+    torch.manual_seed(0)
+    net = Computes(way).eval()
+    net(x)
+    small = mbs_fx.reduce(net, example=SHAPE, widths={"first": 10, "second": 15})
+    graph = mbs_fx.rewrite(mbs_fx.trace(net, SHAPE), small.meta["mbs"])
+    assert torch.equal(answer(small, x), answer(graph, x))
+    if way in ("attribute", "mean"):  # the number that it computes with may stay, so the class's own code does
+        assert torch.equal(answer(pickle.loads(pickle.dumps(small)), x), answer(graph, x))
+        note = "attributes that count channels stay as they were, since the code computes with them: dim = 24"
+    else:
+        note = "Computes counts channels in its code: the small one runs traced code instead, and cannot be pickled"
+    assert small.meta["mbs"].notes[-1] == note
+
+
 def test_a_forward_that_was_replaced_is_refused():
     net = Own().eval()
     net.block.forward = lambda x: x

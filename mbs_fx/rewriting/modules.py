@@ -30,6 +30,7 @@ from mbs_fx.rewriting.graph_constants import apply_edits, counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.inputs import example_inputs
 from mbs_fx.rewriting.modes import graphs_of, unused
+from mbs_fx.rewriting.recorded_steps import recorded
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.rewriting.traced_forward import Code, require_own_forward, run_traced, traced_code
@@ -177,11 +178,12 @@ class _Agreement:
         if not self.constants and not self.found.unnamed and self._runs(named):
             _set(self.small, named)
             return self._notes()
-        attempts = [named, *([every] if every != named else [])]
-        for attributes in attempts:
+        for attributes in (named, *([every] if every != named else [])):
             if self._agrees(attributes):
                 _set(self.small, attributes)
                 return self._notes()
+        if named and self._agrees({}):
+            return self._notes(named)
         _set(self.small, named)
         run_traced(self.small, self.code, self.graphs)
         self._require_run()
@@ -191,9 +193,15 @@ class _Agreement:
             "cannot be pickled",
         )
 
-    def _notes(self) -> tuple[str, ...]:
-        undecided = self.found.undecided
-        return (f"attributes that may count channels stay as they were: {', '.join(undecided)}",) if undecided else ()
+    def _notes(self, computed: Attributes | None = None) -> tuple[str, ...]:
+        """What is left as it was: attributes that may count channels, and those that the outputs are computed with."""
+        unsure, owners = self.found.undecided, computed or {}
+        held = [f"{p}.{n}".removeprefix(".") + f" = {vars(self.small.get_submodule(p))[n]}" for p, n in owners]
+        notes = (
+            ("attributes that may count channels stay as they were", unsure),
+            ("attributes that count channels stay as they were, since the code computes with them", held),
+        )
+        return tuple(f"{text}: {', '.join(names)}" for text, names in notes if names)
 
     def _twin(self, attributes: Attributes, code: Mapping[bool, Code] | None = None) -> nn.Module:
         twin = copied(self.small)
@@ -203,13 +211,20 @@ class _Agreement:
         return twin
 
     def _runs(self, attributes: Attributes) -> bool:
-        """Whether the copy's own code runs, on shapes alone where it can; no constant changed, so it is the graph."""
+        """Whether the copy's own code does what the graphs' code does: by its steps where they tell, else by numbers.
+
+        No constant of the graphs changed, but the code may compute with a width, or decide by one.
+        """
         example = self.example.map(lambda tensor: tensor.to("meta"))
         try:
-            given = [run(self._twin(attributes).train(mode).to("meta"), example) for mode in self.code]
+            for mode, code in self.code.items():
+                given, steps = recorded(self._twin(attributes).train(mode).to("meta"), example)
+                if steps != recorded(self._twin(attributes, {mode: code}).train(mode).to("meta"), example)[1]:
+                    return self._agrees(attributes)
+                if mode == next(iter(self.code)):
+                    self._require_sizes(given)
         except RunError:
             return self._agrees(attributes)
-        self._require_sizes(given[0])
         return True
 
     def _agrees(self, attributes: Attributes) -> bool:

@@ -24,7 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as ConvNd
 from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 __all__ = [
     "ASSERT",
@@ -38,11 +39,13 @@ __all__ = [
     "FakeTensorMode",
     "InstanceNorm",
     "OpOverload",
+    "TorchDispatchMode",
     "enter_autocast",
     "exit_autocast",
     "extract_tensor_metadata",
     "prefix_store",
     "tree_leaves",
+    "tree_map",
     "tree_map_only",
 ]
 
