@@ -27,7 +27,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Pyright in strict mode, with everything installed that the package imports."""
-    install(session, ".[pictures]", *DEV)
+    install(session, ".[test]", *DEV)
     torch = session.run("python", "-c", "import importlib.metadata as m; print(m.version('torch'))", silent=True)
     if tuple(map(int, str(torch).split(".")[:2])) < TYPED:
         session.skip(f"torch {torch} annotates torch.fx otherwise than {'.'.join(map(str, TYPED))} and newer")
