@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import mbs_fx
 from mbs_fx import MBSError
+from mbs_fx.exporting.trial import require_same
 from mbs_fx.sample import resnet
 
 RUFF = Path(sys.executable).with_name("ruff")
@@ -248,3 +249,98 @@ def test_to_folder_of_a_reduced_graph_can_be_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(2, 10)", done.stderr
+
+
+class InPlace(nn.Module):
+    """Layers, functions and assignments that count by what they change, not by what they give."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(3, 8, 3)])
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.convs[2](x)
+        F.leaky_relu(x, 0.1, inplace=True)
+        x[:, 1:, 0] = x[:, :-1, 1] * 2
+        x[..., 2:4] *= 3
+        x = self.convs[1](x)
+        self.relu(x)
+        torch.sqrt_(x)
+        return self.convs[0](x)
+
+
+class Scaled(nn.Module):
+    """A number that is an argument of the block, and a layer of the name that such an argument would have."""
+
+    def __init__(self, channels, factor):
+        super().__init__()
+        self.number, self.channels, self.factor = nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), factor
+
+    def forward(self, x):
+        return self.number(self.channels(x) * self.factor).relu() * self.factor
+
+
+class load(nn.Module):  # noqa: N801 - a name that the file has for something else
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Conv2d(3, 8, 3), Scaled(8, 2), Scaled(8, 3))
+
+    def forward(self, torch, F):  # noqa: N803
+        return self.blocks(torch).sigmoid() + F.mean()
+
+
+class Read(nn.Module):
+    """Layers that are called and whose weights are read, tied ones, and one whose weights are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(w, 6, 3, padding=1) for w in (3, 6, 6))
+        self.layers[2].weight = self.layers[1].weight
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1))
+        self.dropout = self.Dropout()
+
+    class Dropout(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5, self.training)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        x = F.conv2d(x, self.layers[1].weight / self.layers[1].weight.norm(), self.layers[2].bias)
+        return self.dropout(self.normed(x))
+
+
+@pytest.mark.parametrize(
+    ("net", "shapes"), [(InPlace(), [(2, 3, 8, 8)]), (load(), [(2, 3, 8, 8), (2, 8, 6, 6)]), (Read(), [(2, 3, 8, 8)])]
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_file_gives_the_same(net, shapes, training, tmp_path):
+    torch.manual_seed(0)
+    small = halved(net, shapes).train(training)
+    mbs_fx.export_python(small, tmp_path / "net.py", tmp_path / "net.safetensors")
+    space = {"__file__": str(tmp_path / "net.py"), "__name__": "net"}
+    exec((tmp_path / "net.py").read_text(), space)
+    made = space["load"]()
+    inputs = [torch.randn(shape) for shape in shapes]
+    with torch.no_grad():
+        assert torch.equal(made(*(each.clone() for each in inputs)), small.eval()(*inputs))
+    if isinstance(net, Read):
+        assert made.layers[2].weight is made.layers[1].weight
+        assert type(made.normed) is nn.Conv2d
+
+
+def test_what_would_differ_is_not_written(tmp_path):
+    gm = mbs_fx.trace(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), (1, 3, 8, 8))
+    for text, reason in (
+        ("def load(state): return lambda x: x", "it fails: AttributeError"),
+        ("def load(state): return x =", "it fails: SyntaxError"),
+        ("from torch import nn\ndef load(state): return nn.Conv2d(3, 8, 3)", r"the output differs by"),
+    ):
+        with pytest.raises(MBSError, match=f"the file would not give what the network gives, {reason}"):
+            require_same(text, gm.state_dict(), gm, ((1, 3, 8, 8),), ())
+    net = nn.Sequential(nn.Conv2d(3, 8, 3)).eval()
+    net[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(MBSError, match=r"^0 \(Conv2d\) cannot be written: it has forward hooks"):
+        mbs_fx.export_python(mbs_fx.trace(net, (1, 3, 8, 8)), tmp_path / "net.py")
+    assert not (tmp_path / "net.py").exists()

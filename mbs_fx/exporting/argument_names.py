@@ -7,7 +7,7 @@ takes.  Any other number has the name that its layer has for it.
 from __future__ import annotations
 
 import keyword
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from mbs_fx.exporting.calls import Slot
 
@@ -20,8 +20,11 @@ def is_width(name: str) -> bool:
     return any(word in name for word in ("channels", "width", "features", "number", "size", "shape"))
 
 
-def argument_names(groups: Sequence[Sequence[Slot]], slots: Sequence[Slot]) -> list[str]:
-    """One name a group: the places of a constructor and of ``forward`` that always hold equal numbers."""
+def argument_names(groups: Sequence[Sequence[Slot]], slots: Sequence[Slot], taken: Set[str]) -> list[str]:
+    """One name a group: the places of a constructor and of ``forward`` that always hold equal numbers.
+
+    ``taken`` are names that the module has for something else.
+    """
     widths = [slot for slot in slots if slot.argument in _INPUTS | _OUTPUTS]
     inner = [group for group in groups if _place(group, widths) == "width"]
     names: list[str] = []
@@ -30,7 +33,8 @@ def argument_names(groups: Sequence[Sequence[Slot]], slots: Sequence[Slot]) -> l
         if base == "width" and len(inner) > 1:
             base = f"{group[0].child}_width"
         base = base if base.isidentifier() and not keyword.iskeyword(base) else f"layer{base}"
-        names.append(next(n for n in (base, *(f"{base}{i}" for i in range(2, 10_000))) if n not in names))
+        options = (base, *(f"{base}{i}" for i in range(2, 10_000)))
+        names.append(next(option for option in options if option not in taken and option not in names))
     return names
 
 

@@ -9,6 +9,9 @@ Semantics
 
 from __future__ import annotations
 
+import builtins
+import keyword
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from mbs_fx.errors import MBSError
 from mbs_fx.exporting.argument_names import argument_names, is_width
 from mbs_fx.exporting.bodies import Body
 from mbs_fx.exporting.calls import REQUIRED, Argument, Call, Slot, literal
@@ -25,6 +29,11 @@ from mbs_fx.exporting.regions import Region
 
 Values = tuple[tuple[type, Any], ...]
 """What the modules of one class have in one place, each with its type."""
+
+NAMES = frozenset(
+    {"Any", "DTYPES", "F", "OrderedDict", "Path", "Tensor", "json", "load", "math", "nn", "operator", "read", "self"}
+) | {"torch", "torchvision"}
+"""What a file may mean by these names, so that nothing else has them."""
 
 _RANK = {"channels": 0, "in_channels": 0, "in_features": 0, "out_channels": 2, "out_features": 2}
 """The order of widths in a constructor: in, inner ones, out."""
@@ -56,7 +65,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Class:
-    """One class of the file: its name, its arguments with their defaults, its children and its ``forward``."""
+    """One class of the file: its name, its arguments with their defaults, its children and its ``forward``.
+
+    ``ties`` are parameters of the network that are another one.
+    """
 
     name: str
     arguments: tuple[tuple[str, str, Any], ...]
@@ -64,6 +76,7 @@ class Class:
     body: Body | None
     numbers: tuple[str, ...]
     kept: tuple[str, ...]
+    ties: tuple[tuple[str, str], ...] = ()
 
 
 def module_tree(gm: GraphModule, root: Region, bodies: Mapping[str, Body]) -> Module:
@@ -71,7 +84,10 @@ def module_tree(gm: GraphModule, root: Region, bodies: Mapping[str, Body]) -> Mo
     top = Module("", root.kind, root, bodies[""])
     regions = {region.path: region for region in root.regions() if region.path}
     around = {node: region.path for region in reversed([*root.regions()]) for node in region.nodes()}
+    called = tuple(f"{node.target}." for node in gm.graph.find_nodes(op="call_module"))
     for node in gm.graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith(called or ("\0",)):
+            continue  # the layer holds it
         if node.op in ("call_module", "get_attr"):
             target, held = str(node.target), _held(gm, str(node.target))
             owner = _owner(top, target, regions, bodies)
@@ -105,7 +121,10 @@ def _owner(top: Module, target: str, regions: Mapping[str, Region], bodies: Mapp
 
 def _layer(path: str, module: nn.Module) -> Call:
     call = layer_call(path, module)
-    assert call is not None
+    if call is None:
+        raise MBSError(
+            f"{path} ({type(module).__module__}.{type(module).__name__}) cannot be written: no layer of torch"
+        )
     return call
 
 
@@ -129,7 +148,7 @@ def _dtype(tensor: Tensor) -> Any:
 def classes_of(top: Module) -> list[Class]:
     """The classes of the file, innermost first, the network itself last."""
     made: list[Class] = []
-    taken: set[str] = {"Tensor", "Path", "Any"}
+    taken: set[str] = {*NAMES, *dir(builtins), *keyword.kwlist}
     by_height: dict[int, list[Module]] = {}
     for module in top.below():
         by_height.setdefault(module.height, []).append(module)
@@ -147,8 +166,11 @@ def classes_of(top: Module) -> list[Class]:
 
 def container(module: Module) -> Call | None:
     """A container of torch where it does what the module does."""
+    numbers = [str(i) for i in range(len(module.children))]
+    listed = sorted(module.children) == sorted(numbers)
+    if listed and module.body is None:
+        module.children = {number: module.children[number] for number in numbers}
     names = list(module.children)
-    listed = names == [str(i) for i in range(len(names))]
     calls = [_call(child) for child in module.children.values()]
     if module.body is None:
         if listed:
@@ -156,7 +178,7 @@ def container(module: Module) -> Call | None:
         return None if all(name.isidentifier() for name in names) else _dictionary(names, calls)
     if not _is_chain(module) or any(call.name.startswith(("nn.Parameter", "nn.Buffer")) for call in calls):
         return None
-    if listed:
+    if names == numbers:
         return Call("nn.Sequential", tuple(Argument("", call) for call in calls))
     if module.kind == "Sequential" and all(name.isidentifier() for name in names):
         named = Call("OrderedDict", tuple(Argument(name, call) for name, call in zip(names, calls, strict=True)))
@@ -212,7 +234,8 @@ def _class(modules: Sequence[Module], taken: set[str]) -> Class:
     for held, slot in zip(values, columns[0], strict=True):
         if len(set(held)) > 1:
             varied.setdefault(held, []).append(slot)
-    name_of = dict(zip(varied, argument_names([*varied.values()], columns[0]), strict=True))
+    held_names = {*first.children, *vars(nn.Module), *vars(nn.Module()), *NAMES}
+    name_of = dict(zip(varied, argument_names([*varied.values()], columns[0], held_names), strict=True))
     name = _class_name(first, taken)
     defaults = {held: _usual(held, name_of[held]) for held in varied}
     order = sorted(varied, key=lambda held: (defaults[held] is not REQUIRED, _RANK.get(name_of[held], 1)))
@@ -243,7 +266,7 @@ def _class_name(module: Module, taken: set[str]) -> str:
     base = module.kind.lstrip("_")
     if not base or hasattr(nn, base):
         base = module.path.rpartition(".")[2].title().replace("_", "") or "Network"
-    base = base if base.isidentifier() else f"Block{base}"
+    base = base if base.isidentifier() else f"Block{re.sub(r'[^0-9A-Za-z_]', '', base)}"
     name = next(n for n in (base, *(f"{base}{i}" for i in range(2, 10_000))) if n not in taken)
     taken.add(name)
     return name

@@ -11,6 +11,7 @@ Semantics
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
-from mbs_fx.exporting.blocks import classes_of, module_tree
-from mbs_fx.exporting.bodies import Body, body_of
+from mbs_fx.exporting.blocks import NAMES, Class, classes_of, module_tree
+from mbs_fx.exporting.bodies import Body, body_of, relative
 from mbs_fx.exporting.regions import Region, grouped
 from mbs_fx.exporting.source import source
 from mbs_fx.exporting.steps import chains, written_graph
+from mbs_fx.exporting.trial import require_same
 from mbs_fx.results.files import write_atomically, write_text
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.modes import planned_graph
 from mbs_fx.rewriting.weights import unwrapped
+from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.graph_inputs import ExampleLike, Shapes, inputs_of
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.trace import trace
@@ -55,28 +58,32 @@ def export_python(
         The path of the file.
 
     Raises:
-        MBSError: a path that is taken, or a step that is neither torch's nor torchvision's; it is named.
+        MBSError: a path that is taken, or a step that is neither torch's nor torchvision's; it is named.  Also where
+            the file would not give what the network gives on random inputs: nothing is written then.
 
     """
     path, network = Path(file), unwrapped(small)
     target = _target(path, weights, force)
     gm, shapes, types = _graph(network, example)
-    text, state = python_source(gm, shapes, types, plan_in(network), type(network).__name__, target and target.name)
+    classes, state = _written(gm, shapes, types, type(network).__name__)
+    about = _about(type(network).__name__, shapes, plan_in(network))
+    require_same(source(classes, about, None, state), state, gm, shapes, types)
+    text = source(classes, about, target and target.name, state)
     if target is not None:
         write_atomically(target, lambda to: _write_state(state, to, target.suffix))
     write_text(path, text)
     return path
 
 
-def python_source(
-    gm: GraphModule, shapes: Shapes, types: tuple[str, ...], plan: Plan | None, name: str, weights: str | None
-) -> tuple[str, dict[str, Tensor]]:
-    """The text of the file, and the tensors that belong to it."""
+def _written(
+    gm: GraphModule, shapes: Shapes, types: tuple[str, ...], name: str
+) -> tuple[list[Class], dict[str, Tensor]]:
+    """The classes of the file, and the tensors that belong to it."""
     written, seen = written_graph(gm, shapes, types)
     root, bodies = _regions(written, seen, name)
     classes = classes_of(module_tree(written, root, bodies))
-    state = _state(written)
-    return source(classes, _about(name, shapes, plan), weights, state), state
+    classes[-1] = replace(classes[-1], ties=_ties(written))
+    return classes, _state(written)
 
 
 def _regions(gm: GraphModule, seen: dict[str, Any], name: str) -> tuple[Region, dict[str, Body]]:
@@ -84,7 +91,7 @@ def _regions(gm: GraphModule, seen: dict[str, Any], name: str) -> tuple[Region, 
     chain_of = chains(gm)
     nodes = [node for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
     result: Any = next(node for node in gm.graph.nodes if node.op == "output").args[0]
-    names = {n: str(n.target).lstrip("*") for n in gm.graph.nodes if n.op == "placeholder"}
+    names = {n: _input_name(str(n.target).lstrip("*")) for n in gm.graph.nodes if n.op == "placeholder"}
     listed = _lists(gm)
     dissolved: set[str] = set()
     while True:
@@ -99,6 +106,11 @@ def _regions(gm: GraphModule, seen: dict[str, Any], name: str) -> tuple[Region, 
         if not different:
             return root, bodies
         dissolved |= different
+
+
+def _input_name(name: str) -> str:
+    """The name of an input, unless the file means something else by it."""
+    return f"{name}_" if name in NAMES else name
 
 
 def _lists(gm: GraphModule) -> frozenset[str]:
@@ -125,6 +137,22 @@ def _state(gm: GraphModule) -> dict[str, Tensor]:
                 held = getattr(held, part)
             state[target] = held
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+
+def _ties(gm: GraphModule) -> tuple[tuple[str, str], ...]:
+    """Parameters that are another one, and that one, as the network refers to them."""
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for node in gm.graph.nodes:
+        target = str(node.target)
+        held: Any = None if node.op not in ("call_module", "get_attr") else attribute(gm, target)
+        inside = held.named_parameters(remove_duplicate=False) if isinstance(held, nn.Module) else (("", held),)
+        for name, tensor in inside:
+            path = f"{target}.{name}".removesuffix(".")
+            if isinstance(tensor, nn.Parameter) and first.setdefault(id(tensor), path) != path:
+                ties[path] = first[id(tensor)]
+    listed = _lists(gm)
+    return tuple((relative("", path, listed), relative("", of, listed)) for path, of in ties.items())
 
 
 def _write_state(state: dict[str, Tensor], path: Path, suffix: str) -> None:

@@ -64,7 +64,7 @@ def value(held: Any, name: Write) -> Fragment:
     if isinstance(held, Node):
         return name(held)
     if isinstance(held, slice):
-        return _slice(held, name)
+        return joined([value(each, name) for each in (held.start, held.stop, held.step)], before="slice(", after=")")
     if isinstance(held, dict):
         parts = [joined([value(key, name), value(each, name)], ": ") for key, each in held.items()]
         return joined(parts, before="{", after="}")
@@ -94,6 +94,8 @@ def expression(node: Node, name: Write) -> Fragment:
         return joined([value(node.args[0], name).closed, Fragment(node.args[1])], ".")
     if target is operator.getitem:
         return _item(node, name)
+    if target is operator.setitem:
+        return joined([_item(node, name), value(node.args[2], name)], " = ")
     if getattr(operator, kind, None) is target and not node.kwargs:
         if kind in INFIX:
             first, second = (value(argument, name).closed for argument in node.args)
@@ -109,12 +111,16 @@ def expression(node: Node, name: Write) -> Fragment:
 
 
 def _item(node: Node, name: Write) -> Fragment:
-    source, index = node.args
+    source, index = node.args[:2]
+
+    def part(each: Any) -> Fragment:
+        return _slice(each, name) if isinstance(each, slice) else value(each, name)
+
     if isinstance(index, tuple) and index:
-        inside = joined([value(each, name) for each in index])
+        inside = joined([part(each) for each in index])
         inside = Fragment(inside.text + ("," if len(index) == 1 else ""), inside.numbers)
     else:
-        inside = value(index, name)
+        inside = part(index)
     return joined([value(source, name).closed, inside], "[", after="]")
 
 

@@ -47,6 +47,8 @@ def class_lines(each: Class) -> Iterator[str]:
     for name, call in each.children:
         text = f"self.{name} = {call}" if name.isidentifier() else f'self.add_module("{name}", {call})'
         yield from lines(text, 8)
+    for tied, to in each.ties:
+        yield from lines(f"{tied} = {to}", 8)
     if each.body is None:
         return
     yield ""

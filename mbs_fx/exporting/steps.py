@@ -2,12 +2,14 @@
 
 Semantics
 - A leaf of another library is traced and written as what it does.
+- A layer whose weights are computed (``weight_norm``, ``spectral_norm``) is written as a plain one with those weights.
 - Checks of the original's code (``torch._assert``) and what nobody reads are left out.
 - Every step knows the chain of modules that it was traced in, outermost first, without the layer itself.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +17,11 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.nn.utils import parametrize
 
 from mbs_fx.errors import MBSError
 from mbs_fx.exporting.layers import layer_call
+from mbs_fx.operations.resolve import is_in_place
 from mbs_fx.shapes.graph_inputs import Shapes
 from mbs_fx.shapes.shapes import TensorShape, infer, typed
 from mbs_fx.tracing.check import copied
@@ -35,30 +39,73 @@ def written_graph(gm: GraphModule, shapes: Shapes, types: tuple[str, ...]) -> tu
     inputs = typed(shapes, types)
     seen = infer(gm, inputs)
     modules = dict(gm.named_modules(remove_duplicate=False))
+    plain = _without_parametrizations(gm, modules)
+    modules |= plain
     graph = Graph()
     known: dict[Node, Any] = {}
     for node in gm.graph.nodes:
+        if node.op == "call_module":
+            _require_no_hooks(str(node.target), modules[str(node.target)])
         if node.op == "call_module" and layer_call(str(node.target), modules[str(node.target)]) is None:
             known[node] = _inlined(graph, node, modules[str(node.target)], seen, known)
         elif not _is_check(node):
             known[node] = graph.node_copy(node, lambda argument: known[argument])
-    _drop_unread(graph)
+    _drop_unread(graph, modules)
     graph.lint()
     written = GraphModule(gm, graph, type(gm).__name__)
+    for path, layer in plain.items():
+        written.set_submodule(path, layer)
     return written, infer(written, inputs)
+
+
+def _without_parametrizations(gm: GraphModule, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Layers of torch whose weights are computed (``weight_norm``), as plain layers with the weights that they have."""
+    plain: dict[str, nn.Module] = {}
+    made: dict[int, nn.Module] = {}
+    for node in gm.graph.find_nodes(op="call_module"):
+        path, layer = str(node.target), modules[str(node.target)]
+        if parametrize.is_parametrized(layer):
+            plain[path] = made.get(id(layer)) or made.setdefault(id(layer), _plain(layer))
+    return plain
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """A layer as its class was before the parametrization; torch's way back would change the class of the original."""
+    source: Any = copied(layer).eval()
+    plain: Any = object.__new__(type(layer).__bases__[0])
+    vars(plain).update(vars(source))
+    plain._modules = {name: module for name, module in source._modules.items() if name != "parametrizations"}
+    weights = {name: nn.Parameter(getattr(source, name).detach()) for name in source.parametrizations}
+    plain._parameters = {**weights, **source._parameters}
+    return plain
+
+
+def _require_no_hooks(path: str, layer: nn.Module) -> None:
+    if any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
+        raise MBSError(
+            f"{path} ({type(layer).__name__}) cannot be written: it has forward hooks, and a file holds none; remove "
+            "them, or put what they do into the module around it"
+        )
 
 
 def _is_check(node: Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "_assert"
 
 
-def _drop_unread(graph: Graph) -> None:
+def _drop_unread(graph: Graph, modules: Mapping[str, nn.Module]) -> None:
     for node in reversed(graph.nodes):
-        writes = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
-        if not node.users and node.op not in ("placeholder", "output") and not writes:
-            if node.op == "call_function" and getattr(node.target, "__name__", "") in ("setitem", "copy_"):
-                continue
+        if not node.users and node.op not in ("placeholder", "output") and not _writes(node, modules):
             graph.erase_node(node)
+
+
+def _writes(node: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a step changes a tensor in place, so that it counts though nobody reads what it gives."""
+    if node.op == "call_module":
+        return any(getattr(module, "inplace", False) for module in modules[str(node.target)].modules())
+    if node.op not in ("call_function", "call_method"):
+        return False
+    given = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    return given or is_in_place(node) or node.target is operator.setitem
 
 
 def _inlined(graph: Graph, node: Node, leaf: nn.Module, seen: Mapping[str, Any], known: Mapping[Node, Node]) -> Any:
@@ -88,12 +135,12 @@ def _inlined(graph: Graph, node: Node, leaf: nn.Module, seen: Mapping[str, Any],
 def _traced_leaf(path: str, leaf: nn.Module, node: Node, seen: Mapping[str, Any]) -> GraphModule:
     given: list[Any] = [seen[n.name] if isinstance(n, Node) else n for n in (*node.args, *node.kwargs.values())]
     kind = f"{path} ({type(leaf).__module__}.{type(leaf).__name__})"
-    if not all(isinstance(each, TensorShape) for each in given):
+    if not given or not all(isinstance(each, TensorShape) for each in given):
         raise MBSError(f"{kind} cannot be written: it is no layer of torch, and takes something else than tensors")
     place, _ = place_and_dtype(leaf)
     example = tuple(torch.randn(each.shape, device=place).to(each.dtype) for each in given)
     try:
-        return trace(copied(leaf), example)
+        return trace(copied(leaf).eval(), example)
     except MBSError as error:
         reason = str(error).splitlines()[0]
         raise MBSError(f"{kind} cannot be written: it is no layer of torch, and its code: {reason}") from error

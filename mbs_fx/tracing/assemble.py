@@ -8,16 +8,15 @@ Semantics
 
 from __future__ import annotations
 
-import copy
-
 from torch import fx, nn
+
+from mbs_fx.shapes.graph_attributes import shallow_copy
 
 
 def assemble(model: nn.Module, twin: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A GraphModule of ``model`` for a graph traced on ``twin``, which has the constants of the trace."""
     # A shallow copy has the model's own modules, and takes the constants and autograd functions in its place.
-    root = copy.copy(model)
-    root._modules = dict(model._modules)
+    root = shallow_copy(model)
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     for target in (str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")):
         if "." not in target and not hasattr(root, target):
