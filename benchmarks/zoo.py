@@ -1,7 +1,8 @@
 """Networks of other libraries than torchvision's classifiers and timm: by name, with fresh weights and an input shape.
 
 Each library is imported when one of its networks is built; `coverage.py --zoo` runs the proof on them.  They are in
-the extra `zoo`, apart from those whose licence keeps them out of it (ultralytics, AGPL): install these by hand.
+the extra `zoo`, apart from three to install by hand with ``pip install --no-deps``: ultralytics (AGPL), and
+facenet-pytorch and dynamic-network-architectures, which ask for older versions of torch and timm.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ _NAMES = (
     "spnasnet proxylessnas_mobile"
 )
 for _name in _NAMES.split():
-    _add("pytorchcv", _name, _pytorchcv(_name), (1, 3, 224, 224))
+    _add("pytorchcv", _name, _pytorchcv(_name), (2 if _name == "resnesta18" else 1, 3, 224, 224))
 _NAMES = (
     "resnet20 preresnet20 densenet40_k12 wrn16_10 shakeshakeresnet20_2x16d pyramidnet110_a48 resnext29_32x4d nin "
     "ror3_56"

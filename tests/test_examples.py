@@ -1,0 +1,34 @@
+"""Every page of docs/examples runs where the library that it is about is installed."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.md"))
+NEEDED = {
+    "ultralytics.md": "ultralytics",
+    "transformers.md": "transformers",
+    "segmentation.md": "segmentation_models_pytorch",
+    "timm.md": "timm",
+    "lightning.md": "pytorch_lightning",
+}
+
+
+def test_every_page_names_its_library() -> None:
+    assert {page.name for page in PAGES} == set(NEEDED)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():  # those of other people's libraries
+        warnings.simplefilter("ignore")
+        pytest.importorskip(NEEDED[page.name], reason=f"the page is about {NEEDED[page.name]}")
+        monkeypatch.chdir(tmp_path)
+        code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+        module = tmp_path / f"{page.stem}_page.py"
+        module.write_text(code, encoding="utf-8")
+        exec(compile(code, str(module), "exec"), {"__name__": module.stem})
