@@ -156,7 +156,9 @@ _NAMES = (
     "spnasnet proxylessnas_mobile"
 )
 for _name in _NAMES.split():
-    _add("pytorchcv", _name, _pytorchcv(_name), (2 if _name == "resnesta18" else 1, 3, 224, 224))
+    # Batch norms over a single position need two images in training.
+    _images = 2 if _name in ("resnesta18", "bam_resnet18", "scnet50") else 1
+    _add("pytorchcv", _name, _pytorchcv(_name), (_images, 3, 224, 224))
 _NAMES = (
     "resnet20 preresnet20 densenet40_k12 wrn16_10 shakeshakeresnet20_2x16d pyramidnet110_a48 resnext29_32x4d nin "
     "ror3_56"
