@@ -62,7 +62,8 @@ def test_the_tour_runs_and_shows_what_it_says(tmp_path, monkeypatch):
 
 
 def test_the_site_has_every_page():
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")} | {"tour.ipynb", "benchmarks.md"}
+    docs = ROOT / "docs"
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")} | {"tour.ipynb", "benchmarks.md"}
     assert set(re.findall(r": (\S+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.M)) == pages
 
 
