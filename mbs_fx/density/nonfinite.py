@@ -18,7 +18,7 @@ def locate(gm: fx.GraphModule, inputs: Sequence[Tensor], names: Sequence[Name] =
     first = next((t for t in gm.parameters() if t.is_floating_point()), None)
     if first is not None:
         inputs = [t.to(first.device, first.dtype) if t.is_floating_point() else t.to(first.device) for t in inputs]
-    search.run(*arguments_of(names, inputs))
+    search.run(*arguments_of(names, inputs), enable_io_processing=False)
     return search.found
 
 

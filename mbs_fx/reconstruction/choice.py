@@ -98,7 +98,7 @@ def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: S
     moments = _Moments(private, forms, sum(map(len, chunks)), seed)
     for chunk in chunks:
         moments.begin(chunk.number)
-        moments.run(*(tensor.clone() for tensor in chunk.inputs))
+        moments.run(*chunk.copies(), enable_io_processing=False)
     nodes = {node.name: node for node in private.graph.nodes}
     weights = {name: _weight(private, nodes[name], form) for name, form in forms.items()}
     last = _last(found)

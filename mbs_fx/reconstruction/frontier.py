@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
+from mbs_fx.shapes.shapes import nested
+
 Env = dict[Node, Any]
 
 FOLD = 5
@@ -24,14 +26,25 @@ FOLD = 5
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that run together; ``number`` is their batch's, ``first`` counts the images of the batches before."""
+    """Images that run together; ``number`` is their batch's, ``first`` counts the images of the batches before.
+
+    ``arguments``: what a graph's placeholders take, in their order; a list or dict where a placeholder takes one.
+    """
 
     number: int
-    inputs: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
     first: int = 0
 
     def __len__(self) -> int:
-        return len(self.inputs[0])
+        return len(tensors_in(self.arguments)[0])
+
+    def copies(self) -> list[Any]:
+        """The arguments in memory of their own, for layers that write into their input."""
+        return [nested(argument, Tensor.clone) for argument in self.arguments]
+
+    def only_held_back(self) -> list[Any]:
+        """The arguments for the images that are held back, in memory of their own."""
+        return [nested(argument, lambda tensor: tensor[self.held_back.to(tensor.device)]) for argument in self.arguments]
 
     @property
     def held_back(self) -> Tensor:
@@ -96,7 +109,7 @@ class Frontier:
 
     def _input(self, node: Node, chunk: Chunk) -> Any:
         place = self.inputs.index(node.name)
-        return chunk.inputs[place].clone() if place < len(chunk.inputs) else node.args[0]
+        return nested(chunk.arguments[place], Tensor.clone) if place < len(chunk.arguments) else node.args[0]
 
     def _fill(self) -> None:
         """Hold as many chunks as memory allows, and images enough to hold one back."""

@@ -16,6 +16,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.reconstruction.frontier import FOLD, Chunk
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.runtime.ranks import Ranks
+from mbs_fx.shapes.graph_inputs import arguments_of
 
 
 @workers_watched
@@ -37,8 +38,9 @@ def read_chunks(
                 )
             inputs = tuple(t.to(device, like.dtype if t.is_floating_point() else t.dtype) for t in batch.inputs)
             if not all(bool(torch.isfinite(t).all()) for t in inputs):
-                raise MBSError(f"batch {number}: {locate(gm, batch.inputs) or 'a value that is not finite'}")
-            chunks.append(Chunk(number, inputs))
+                where = locate(gm, batch.inputs, analysis.input_names) or "a value that is not finite"
+                raise MBSError(f"batch {number}: {where}")
+            chunks.append(Chunk(number, arguments_of(analysis.input_names, inputs)))
     return chunks
 
 

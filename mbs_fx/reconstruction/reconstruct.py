@@ -155,10 +155,9 @@ def _output_errors(both: Pair, chunks: list[Chunk]) -> tuple[float, float]:
     """Squares of errors and of values of the outputs, summed over the images held back."""
     wrong = whole = 0.0
     for chunk in chunks:
-        inputs = [tensor[chunk.held_back.to(tensor.device)] for tensor in chunk.inputs]
-        if not len(inputs[0]):
+        if not chunk.held_back.any():
             continue
-        given = (tensors_in(network(*(t.clone() for t in inputs))) for network in (both.original, both.small))
+        given = (tensors_in(network(*chunk.only_held_back())) for network in (both.original, both.small))
         for wanted, found in zip(*given, strict=True):
             if wanted.is_floating_point():
                 wrong += float((wanted.double() - found.double()).square().sum())
