@@ -134,7 +134,7 @@ def _plain(name: str) -> str:
 def _of_function(target: Any) -> Operation | None:
     packet = getattr(target, "overloadpacket", target)
     if type(packet).__module__ == "torch._ops":
-        return _of_method(spelling(target)) if str(packet).startswith("aten.") else None
+        return _of_method(spelling(target)) if str(packet).startswith("aten.") else NAMES.get(str(packet))
     path = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
     if path in NAMES:
         return NAMES[path]

@@ -2,7 +2,8 @@
 
 Semantics
 - A name stands for the function, the method, the in-place form with an underscore and the aten operator of that name;
-  ``Tensor.unfold`` is the method only.  A name with dots is a function of another library, by module and name.
+  ``Tensor.unfold`` is the method only.  A name with dots is a function of another library, by module and name, or an
+  operator that it registered with torch, by namespace and name.
 - Parameters are named in the order in which the function takes them.  Names joined by ``|`` are one parameter.
 - Elementwise operations that torch marks so (`torch.Tag.pointwise`) need no entry: `mbs_fx.operations.resolve` makes
   one for each that is met.  Entries here are elementwise where they say so or where torch does.
@@ -100,8 +101,14 @@ CONV_TRANSPOSE = in_each_dimension(
     parameters="input weight bias stride padding output_padding groups dilation",
     mixes=True,
 )
+DEFORMABLE_CONV = operation(
+    "torchvision.deform_conv2d",
+    parameters="input weight offset mask bias stride_h stride_w pad_h pad_w dil_h dil_w groups n_offset_grps use_mask",
+    dims=2,
+    mixes=True,
+)
 OTHER_CONV = operation("", ConvNd, mixes=True)
-CONVOLUTIONS = (*CONV, *CONV_TRANSPOSE, OTHER_CONV)
+CONVOLUTIONS = (*CONV, *CONV_TRANSPOSE, DEFORMABLE_CONV, OTHER_CONV)
 LINEAR = operation("linear", nn.Linear, parameters="input weight bias", mixes=True)
 MATMUL = operation("matmul bmm mm", parameters="input other|mat2|tensor2", mixes=True)
 EINSUM = operation("einsum", parameters="equation *operands", mixes=True)

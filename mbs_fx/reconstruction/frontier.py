@@ -44,7 +44,9 @@ class Chunk:
 
     def only_held_back(self) -> list[Any]:
         """The arguments for the images that are held back, in memory of their own."""
-        return [nested(argument, lambda tensor: tensor[self.held_back.to(tensor.device)]) for argument in self.arguments]
+        return [
+            nested(argument, lambda tensor: tensor[self.held_back.to(tensor.device)]) for argument in self.arguments
+        ]
 
     @property
     def held_back(self) -> Tensor:

@@ -9,6 +9,7 @@ Semantics
   the first of them, ``out`` and ``features`` the last.  What stays undecided is named.
 - A number that the module's own code uses as a constant, and that counts channels there, is better evidence
   (``self.head_dim``, which is the width of no layer).
+- A module that is not called, and whose weight a function convolves with, counts the channels of that function.
 - A name says whether a number is a width at all.  `Found.unnamed` holds what only equals one.
 """
 
@@ -44,18 +45,40 @@ class Found:
 
 def width_attributes(model: nn.Module, keep: Keep) -> Found:
     """What the attributes of ``model``'s own modules become under a decision; the model is not changed."""
-    counted = _counted(keep)
+    borrowed = _borrowed(keep)
+    counted = {**_counted(keep), **borrowed}
     found, code = Found(), counted_in(keep)
     if not any(old != new for pairs in counted.values() for old, new in pairs):
         return found
     for path, module in model.named_modules():
-        if is_layer(type(module)) or path in counted:
+        if (is_layer(type(module)) or path in counted) and path not in borrowed:
             continue
-        pairs = [pair for layer, of in counted.items() if not path or layer.startswith(f"{path}.") for pair in of]
+        pairs = [
+            pair for layer, of in counted.items() if f"{layer}.".startswith(f"{path}." if path else "") for pair in of
+        ]
         for name, held in vars(module).items():
             if not name.startswith("_") and name != "training":
                 _decide(found, path, name, held, pairs, code.get(path, []), counted)
+    found.named.update(_borrowed_groups(model, keep))
     return found
+
+
+def _borrowed(keep: Keep) -> dict[str, Pairs]:
+    """Widths of modules that are not called, and whose weight a function convolves with, inputs first."""
+    flow = keep.facts.flow
+    return {
+        mixer.path.removesuffix(".weight"): [(len(of), keep.extent(of)) for of in (mixer.inp, mixer.out)]
+        for mixer in flow.mixers.values()
+        if mixer.path.endswith(".weight")
+    }
+
+
+def _borrowed_groups(model: nn.Module, keep: Keep) -> Iterator[tuple[tuple[str, str], int]]:
+    """The groups of depthwise convolutions among these, which are their channels."""
+    for mixer in keep.facts.flow.mixers.values():
+        path, _, name = mixer.path.rpartition(".")
+        if mixer.depthwise and name == "weight" and vars(model.get_submodule(path)).get("groups") == mixer.groups:
+            yield (path, "groups"), keep.extent(mixer.inp)
 
 
 def _counted(keep: Keep) -> dict[str, Pairs]:

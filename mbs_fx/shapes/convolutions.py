@@ -1,8 +1,8 @@
 """Which nodes are convolutions, and what they cost.
 
 Semantics
-- Convolutions are layers of ``torch.nn`` and their subclasses, and the functions ``conv1d`` to
-  ``conv_transpose3d``.
+- Convolutions are layers of ``torch.nn`` and their subclasses, the functions ``conv1d`` to ``conv_transpose3d``, and
+  torchvision's deformable convolution.
 - A *learned* convolution has a weight that is a parameter or is computed from one (weight standardisation).
   A function whose weight is a buffer or a constant is a fixed filter, such as a blur.
 - ``flops`` are multiply-adds for one image: kernel volume x C_in / groups x C_out for every output pixel, or
@@ -27,6 +27,8 @@ from mbs_fx.operations.resolve import of_target, operation_of, spelling
 from mbs_fx.runtime.torch_private import ConvNd, ConvTransposeNd
 from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.shapes import tensors_in
+
+_ONE_PER_AXIS = {"stride": ("stride_h", "stride_w"), "padding": ("pad_h", "pad_w"), "dilation": ("dil_h", "dil_w")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,17 @@ def of_module(module: nn.Module) -> ConvSpec | None:
 
 
 def _of_function(call: Call, dims: int, transposed: bool) -> ConvSpec:
-    padding = _known(call, "padding", 0)
+    names = _ONE_PER_AXIS if call.operation is v.DEFORMABLE_CONV else {}
+    stride, padding, dilation = (
+        tuple(_known(call, each, default) for each in names[name]) if names else _known(call, name, default)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
     return ConvSpec(
         weight=_weight_shape(call.gm, call.node, call.argument("weight"), call.values, dims),
         groups=_known(call, "groups", 1),
-        stride=per_axis(_known(call, "stride", 1), dims),
+        stride=per_axis(stride, dims),
         padding=padding if isinstance(padding, str) else per_axis(padding, dims),
-        dilation=per_axis(_known(call, "dilation", 1), dims),
+        dilation=per_axis(dilation, dims),
         transposed=transposed,
         dims=dims,
     )

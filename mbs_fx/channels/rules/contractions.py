@@ -96,12 +96,21 @@ def convolution_function(call: ChannelCall) -> LabelResult:
         if groups > 1:
             balance_groups(call, out, inp, groups)
     _tie_bias(call, out)
+    if call.operation is v.DEFORMABLE_CONV:
+        _keep_offsets(call)
     return LabelResult(
         (*without(call.input, 1), *along(out, 1, len(call.shape))),
         edits=(call.edit("groups", Count(inp)),) if depthwise else (),
         notes=_computed(weight),
         mixer=ConvFlow(out, inp, groups, path),
     )
+
+
+def _keep_offsets(call: ChannelCall) -> None:
+    """The maps that say where a deformable convolution looks have one channel for each tap of the kernel."""
+    for name in ("offset", "mask"):
+        for factor in call.of(call.argument(name)):
+            call.ties.freeze(factor, f"{call.where}: gives one {name} for each tap of the kernel")
 
 
 def _tie_bias(call: ChannelCall, out: Factor) -> None:

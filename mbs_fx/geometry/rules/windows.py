@@ -45,7 +45,10 @@ def convolution(call: GeometryCall) -> MapResult | None:
             return axis.windowed(size, kernel, stride, dilation)
         return seen_through(axis, size, kernel, stride, dilation)
 
-    return along(call, x, spec.dims, step, channel)
+    track = along(call, x, spec.dims, step, channel)
+    if call.operation is not v.DEFORMABLE_CONV:
+        return track
+    return replace(track, notes=(*track.notes, "looks where its offsets say; the receptive field is that of zeros"))
 
 
 def seen_through(axis: Axis, size: int, kernel: int, stride: int, dilation: int) -> Axis:
