@@ -174,3 +174,12 @@ def test_an_example_that_is_none_is_refused(example):
     gm = trace(Gated(nn.ReLU()).eval(), (SHAPE, (2, 1, 1, 1), True))
     with pytest.raises(MBSError, match=r"shape as a tuple|leave out the last"):
         mbs_fx.analyze(gm, example)
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "training", "_code", "recompile"])
+def test_a_submodule_whose_name_torch_needs_is_an_error(name):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net.eval()
+    net._modules[name] = net._modules.pop("0")
+    with pytest.raises(MBSError, match=f"has a submodule '{name}', a name that torch needs for itself"):
+        trace(net, SHAPE)

@@ -47,7 +47,7 @@ from mbs_fx.tracing.symbolic import trace_symbolically
 from mbs_fx.tracing.verify import Verdict, Verifier
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
-RESERVED = ("graph", "code", "meta")
+RESERVED = frozenset(name for name in vars(fx.GraphModule) if not name.startswith("__")) | {"meta", "training", "_code"}
 
 
 @collector_paused()
@@ -142,10 +142,10 @@ def _require_traceable(model: object) -> None:
         raise MBSError(f"{name} is a TorchScript module, which cannot be traced; pass the Python module behind it")
     if name in WRAPPERS:
         raise MBSError(f"the model is wrapped in {name}; pass the model inside, model.{WRAPPERS[name]}")
-    taken = next((child for child in RESERVED if child in model._modules), None)
+    taken = next((child for child in model._modules if child in RESERVED), None)
     if taken is not None:
         raise MBSError(
-            f"{name} has a submodule {taken!r}, a name that torch.fx needs for itself: rename the submodule, or trace "
+            f"{name} has a submodule {taken!r}, a name that torch needs for itself: rename the submodule, or trace "
             f"the parts of {name} one by one"
         )
     if any(nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
