@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from mbs_fx.reconstruction.choice import choose_channels
     from mbs_fx.reconstruction.reconstruct import reconstruct
     from mbs_fx.reducing import reduce
+    from mbs_fx.reducing_in_steps import reduce_in_steps
     from mbs_fx.results.analysis import Analysis
     from mbs_fx.results.density import Density
     from mbs_fx.results.plan import Plan
     from mbs_fx.results.reconstruction import Reconstruction
+    from mbs_fx.results.steps import Steps
     from mbs_fx.results.sweep import Sweep
     from mbs_fx.rewriting.carried_plan import plan_of
     from mbs_fx.rewriting.latency import latency_of
@@ -47,6 +49,7 @@ __all__ = [
     "Preparation",
     "Recipe",
     "Reconstruction",
+    "Steps",
     "Sweep",
     "analyze",
     "bench",
@@ -62,6 +65,7 @@ __all__ = [
     "plot",
     "reconstruct",
     "reduce",
+    "reduce_in_steps",
     "register_operation",
     "retrain",
     "rewrite",
@@ -82,6 +86,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Reconstruction": "results.reconstruction",
     "reconstruct": "reconstruction.reconstruct",
+    "Steps": "results.steps",
     "Sweep": "results.sweep",
     "analyze": "macroblocks.analyze",
     "carry_optimizer": "rewriting.optimizer",
@@ -94,6 +99,7 @@ _HOMES = {
     "plan_of": "rewriting.carried_plan",
     "plot": "pictures.plots",
     "reduce": "reducing",
+    "reduce_in_steps": "reducing_in_steps",
     "register_operation": "operations.register",
     "retrain": "training.retrain",
     "rewrite": "rewriting.rewrite",

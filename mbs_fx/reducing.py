@@ -110,11 +110,11 @@ def reduce(
     if reconstruct and not possible:
         raise MBSError('reduce: reconstruct=True needs images, and weights that are inherited (init="inherit")')
     if images is not None:
-        images = prepared(images, preparation, first_item(images), _takes_whole_numbers(model))
+        images = prepared(images, preparation, first_item(images), takes_whole_numbers(model))
     if images is not None and example is None:
-        images, example = _peek(images, model)
+        images, example = peek(images, model)
     images, again = _readable_twice(images) if possible else (images, None)
-    gm = _graph(model, example)
+    gm = traced(model, example)
     analysis = analyze(gm, example, opaque=opaque, outputs=outputs)
     if images is not None:
         density = measure(gm, images, analysis=analysis, z=1.0 if z is None else z, device=device, **measuring)
@@ -201,7 +201,7 @@ def _readable_twice(images: Any) -> tuple[Any, Any]:
     return chain(held, images), held
 
 
-def _takes_whole_numbers(model: nn.Module) -> bool:
+def takes_whole_numbers(model: nn.Module) -> bool:
     """Whether pixels may be what the network takes as they are, or nobody can tell yet."""
     known = Signature.of(model) if isinstance(model, GraphModule) else None
     return known is None or known.whole or known.several
@@ -212,7 +212,7 @@ def _plan_html(small: GraphModule) -> str:
     return small.meta["mbs"]._repr_html_()
 
 
-def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
+def traced(model: nn.Module, example: ExampleLike) -> GraphModule:
     """The model as a graph that knows the plan which the model was made by, if any."""
     if isinstance(model, GraphModule):
         return model
@@ -223,7 +223,7 @@ def _graph(model: nn.Module, example: ExampleLike) -> GraphModule:
     return gm
 
 
-def _peek(images: Any, model: nn.Module) -> tuple[Any, ExampleLike]:
+def peek(images: Any, model: nn.Module) -> tuple[Any, ExampleLike]:
     """The images, unread, and the first of them as an example of the inputs."""
     if isinstance(images, Iterator):
         first = next(images, None)

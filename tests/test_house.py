@@ -34,6 +34,7 @@ ORDER = """
     exporting
     benchmarking
     reducing passes
+    reducing_in_steps
     sample
     models
     __init__

@@ -114,8 +114,8 @@ def _unreachable(
                 f"({least / max(1, before[cost]):.2%})"
             )
     return "; ".join(lines) + (
-        ". No scaling factor falls to one half (Eq. 9), and what keeps its width stays: reduce the reduced network "
-        "again after retraining (docs/budgets.md), or allow more"
+        ". No scaling factor falls to one half (Eq. 9), and what keeps its width stays: go down in several steps "
+        "(mbs_fx.reduce_in_steps, docs/budgets.md), or allow more"
     )
 
 

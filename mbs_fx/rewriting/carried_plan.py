@@ -17,6 +17,8 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.plan import FORMAT, Plan
 
 KEY = "mbs"
+REPORTS = ("mbs_reconstruction", "mbs_accuracy", "mbs_steps")
+"""What else a ``meta`` may hold that is said of one network, and not of one that is made from it."""
 
 
 class CarriedMeta(dict[str, Any]):
@@ -34,9 +36,9 @@ class CarriedMeta(dict[str, Any]):
 
 
 def carry_plan(small: nn.Module, original: nn.Module, plan: Plan) -> None:
-    """Let a reduced network carry its plan, beside what the original's ``meta`` holds."""
+    """Let a reduced network carry its plan, beside what the original's ``meta`` holds but for `REPORTS` of that."""
     found: Any = small
-    found.meta = CarriedMeta({**_meta(original), KEY: plan})
+    found.meta = CarriedMeta({**{k: held for k, held in _meta(original).items() if k not in REPORTS}, KEY: plan})
 
 
 def plan_in(model: Any) -> Plan | None:
