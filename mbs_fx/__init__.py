@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mbs_fx.rewriting.rewrite import rewrite
     from mbs_fx.rewriting.saving import load, save
     from mbs_fx.tracing.trace import trace
+    from mbs_fx.training.accuracy import accuracy
     from mbs_fx.training.recipe import Recipe
     from mbs_fx.training.retrain import retrain
 
@@ -51,6 +52,7 @@ __all__ = [
     "Reconstruction",
     "Steps",
     "Sweep",
+    "accuracy",
     "analyze",
     "bench",
     "carry_optimizer",
@@ -88,6 +90,7 @@ _HOMES = {
     "reconstruct": "reconstruction.reconstruct",
     "Steps": "results.steps",
     "Sweep": "results.sweep",
+    "accuracy": "training.accuracy",
     "analyze": "macroblocks.analyze",
     "carry_optimizer": "rewriting.optimizer",
     "choose_channels": "reconstruction.choice",

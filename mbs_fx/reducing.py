@@ -23,7 +23,7 @@ from mbs_fx.planning.overrides import Key
 from mbs_fx.planning.plan import plan
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
-from mbs_fx.rewriting.carried_plan import plan_in
+from mbs_fx.rewriting.carried_plan import carry_accuracy, plan_in
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite_traced
@@ -83,7 +83,8 @@ def reduce(
         reconstruct: refit the inherited weights to the original on the images (`mbs_fx.reconstruct`); None does so
             where images are given and weights are inherited, and notes in the plan where it cannot.
         evaluate: called on the original, on the small network with inherited weights and with reconstructed ones; the
-            numbers that it gives stand in ``meta["mbs_accuracy"]``, by these names.
+            numbers that it gives stand in the plan's ``accuracy``, by these names ("before" for a model that was
+            reduced before).  `mbs_fx.accuracy` counts right answers.
         opaque: as for `analyze`.
         outputs: as for `analyze`.
         device: where to measure densities and latency; None where the parameters are.
@@ -140,9 +141,9 @@ def reduce(
     )
     if not possible or reconstruct is False:
         small = rewrite_traced(model, gm, made, init, criterion or "l1")
-        return _evaluated(evaluate, {"original": model, "small": small})
+        return _evaluated(evaluate, model, {"inherited" if init == "inherit" else "fresh": small})
     networks = _reconstructed(model, gm, made, criterion, again, device, measuring, bool(reconstruct))
-    return _evaluated(evaluate, {"original": model, **networks})
+    return _evaluated(evaluate, model, networks)
 
 
 def _reconstructed(
@@ -176,13 +177,14 @@ def _reconstructed(
     return {"inherited": inherited, "reconstructed": small}
 
 
-def _evaluated(evaluate: Callable[[nn.Module], float] | None, networks: Mapping[str, Any]) -> Any:
-    """The last of the networks, with what ``evaluate`` says of every one of them."""
+def _evaluated(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, networks: Mapping[str, Any]) -> Any:
+    """The last of the networks, with what ``evaluate`` says of the model and of every one of them."""
     small = list(networks.values())[-1]
     if isinstance(small, GraphModule):
         type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph has its class
     if evaluate is not None:
-        small.meta["mbs_accuracy"] = {name: float(evaluate(network)) for name, network in networks.items()}
+        first = "original" if plan_in(model) is None else "before"
+        carry_accuracy(small, {name: float(evaluate(net)) for name, net in {first: model, **networks}.items()})
     return small
 
 

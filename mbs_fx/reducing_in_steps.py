@@ -80,8 +80,8 @@ def reduce_in_steps(
             small = reduce(small, images, evaluate=evaluate, **limit, **reducing)
         except MBSError as error:
             raise MBSError(f"step {number} of {steps}: {error}") from error
-        accuracy = dict(small.meta.get("mbs_accuracy", {}))
-        before = accuracy.pop("original", None)
+        accuracy = dict(plan_of(small).accuracy)
+        before = accuracy.pop(next(iter(accuracy))) if accuracy else None
         if made and before is not None:
             made[-1] = Step(made[-1].plan, {**made[-1].accuracy, "trained": before})
         start = before if number == 1 else start

@@ -252,7 +252,7 @@ def test_reduce_reconstructs_and_evaluates():
     widths = {"stem.0": 8, "a": 8}
     small = mbs_fx.reduce(model, images, widths=widths, evaluate=lambda m: float(m(images).detach().square().mean()))
     assert small.meta["mbs_reconstruction"].layers
-    assert list(small.meta["mbs_accuracy"]) == ["original", "inherited", "reconstructed"]
+    assert list(mbs_fx.plan_of(small).accuracy) == ["original", "inherited", "reconstructed"]
     plain = mbs_fx.reduce(model, images, widths=widths, reconstruct=False)
     assert "mbs_reconstruction" not in plain.meta
     once = mbs_fx.reduce(model, iter(images.split(10)), widths=widths)

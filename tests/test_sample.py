@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib.resources import files
 
 import torch
+from torch.utils.data import TensorDataset
 
+import mbs_fx
 from mbs_fx import sample
 
 
@@ -36,10 +38,19 @@ def test_trained_network_recognises_the_shipped_images():
     assert right > 0.9
 
 
+def test_test_images_are_others_and_recognised_less_often():
+    net, images, known = sample.trained(), sample.test_images(), sample.images()
+    assert images.shape == known.shape
+    assert len(torch.cat([images, known]).flatten(1).unique(dim=0)) == 1000
+    accuracy = [mbs_fx.accuracy(net, TensorDataset(each, sample.labels())) for each in (images, known)]
+    assert 0.88 < accuracy[0] < accuracy[1]
+
+
 def test_sample_fits_the_size_that_was_promised():
     package = files("mbs_fx.sample")
     assert len((package / "resnet20.safetensors").read_bytes()) < 700_000
-    assert len((package / "images.webp").read_bytes()) < 1_600_000
+    assert len((package / "images.webp").read_bytes()) < 900_000
+    assert len((package / "test_images.webp").read_bytes()) < 900_000
 
 
 def test_depths_are_those_of_the_paper():

@@ -15,6 +15,7 @@ from typing import Any
 from mbs_fx.errors import MBSError
 from mbs_fx.results.files import write_text
 from mbs_fx.results.tables import (
+    accuracy_text,
     kept_lines,
     lines_html,
     markdown,
@@ -30,7 +31,7 @@ from mbs_fx.results.tables import (
 FORMAT = "mbs_fx.plan"
 VERSION = 1
 COSTS = ("params", "flops", "model_bytes", "activation_bytes")
-FIRST = ("z", "boundary", "beyond", "images", *COSTS, "macroblocks", "widths")
+FIRST = ("z", "boundary", "beyond", "images", *COSTS, "accuracy", "macroblocks", "widths")
 """What a person reads first in the file; what records the network and the rewrite follows."""
 
 PLAN_HEADERS = (
@@ -77,7 +78,8 @@ class Plan:
     rewrite ``channels`` maps module paths to the indices of the output channels that were kept.  ``beyond`` is the
     share of the layers just beyond the boundary that counts as base, where a budget asked for it (docs/budgets.md).
     ``opaque`` are the modules that were scaled as a whole, ``leaves`` those that were not traced;
-    ``outputs`` names the outputs that keep their channels, None where all do.
+    ``outputs`` names the outputs that keep their channels, None where all do.  ``accuracy`` is what a test said of the
+    original and of the network with these widths, in the order of time: "original", "inherited", "reconstructed", ...
     """
 
     z: float | None
@@ -100,6 +102,7 @@ class Plan:
     outputs: tuple[tuple[str | int, ...], ...] | None = None
     notes: tuple[str, ...] = ()
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    accuracy: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def reduction(self) -> float:
@@ -149,7 +152,7 @@ class Plan:
         rows = [plan_row(m) for m in self.macroblocks]
         segments = (name for m in self.macroblocks for name in m.segments)
         below = remarks(segments, self.kept, self.notes)
-        return "\n".join([table(rows, PLAN_HEADERS), summary(self), _memory(self), *below])
+        return "\n".join([table(rows, PLAN_HEADERS), *_costs(self), *below])
 
     def _repr_html_(self) -> str:
         return table_html([plan_row(m) for m in self.macroblocks], PLAN_HEADERS) + lines_html(self._below())
@@ -159,7 +162,7 @@ class Plan:
         return markdown([plan_row(m) for m in self.macroblocks], PLAN_HEADERS, self._below())
 
     def _below(self) -> list[str]:
-        return [summary(self), _memory(self), *kept_lines(self.kept), *self.notes]
+        return [*_costs(self), *kept_lines(self.kept), *self.notes]
 
 
 def plan_row(m: MacroblockPlan) -> tuple[str, ...]:
@@ -198,10 +201,11 @@ def boundary_text(boundary: tuple[float, ...] | None) -> str:
     return size_text(dict.fromkeys(boundary or ()), ", ")
 
 
-def _memory(plan: Plan) -> str:
-    """One line: bytes on disk and in feature maps."""
+def _costs(plan: Plan) -> list[str]:
+    """Lines: parameters and flops; bytes on disk and in feature maps; accuracy where it is known."""
     weights, maps = (f"{a / 1e6:,.2f} → {b / 1e6:,.2f} MB" for a, b in (plan.model_bytes, plan.activation_bytes))
-    return f"weights {weights}, peak activation memory {maps} per image"
+    lines = [summary(plan), f"weights {weights}, peak activation memory {maps} per image"]
+    return [*lines, f"accuracy {accuracy_text(plan.accuracy)}"] if plan.accuracy else lines
 
 
 def _layout(data: dict[str, Any]) -> str:
@@ -220,25 +224,15 @@ def _lines(value: Any) -> str:
     return json.dumps(value)
 
 
+_TUPLES = ("boundary", *COSTS, "input_shapes", "input_types", "input_names", "opaque", "leaves", "outputs", "notes")
+
+
 def _plan_of(data: Mapping[str, Any]) -> Plan:
     fields = {key: value for key, value in data.items() if key not in ("format", "version")}
     try:
         rows = [{k: _tuples(v) for k, v in row.items()} for row in fields.pop("macroblocks")]
         fields["channels"] = {path: tuple(index) for path, index in fields.get("channels", {}).items()}
-        for name in (
-            "boundary",
-            "params",
-            "flops",
-            "model_bytes",
-            "activation_bytes",
-            "input_shapes",
-            "input_types",
-            "input_names",
-            "opaque",
-            "leaves",
-            "outputs",
-            "notes",
-        ):
+        for name in _TUPLES:
             if name in fields:
                 fields[name] = _tuples(fields[name])
         found = Plan(macroblocks=tuple(MacroblockPlan(**row) for row in rows), **fields)
@@ -269,7 +263,7 @@ _TEXTS = (("opaque", str), ("leaves", str), ("notes", str))
 
 
 def _check_types(plan: Plan) -> None:
-    for name in ("widths", "before", "kept", "channels"):
+    for name in ("widths", "before", "kept", "channels", "accuracy"):
         if not isinstance(getattr(plan, name), dict):
             raise MBSError(f'the plan was edited into something else: "{name}" maps module paths, as {{"conv1": ...}}')
     for name in COSTS:
@@ -281,9 +275,10 @@ def _check_types(plan: Plan) -> None:
             raise MBSError(f'the plan was edited into something else: "{name}" is a list')
     if not (plan.outputs is None or (isinstance(plan.outputs, tuple) and all(map(_is_way, plan.outputs)))):
         raise MBSError('the plan was edited into something else: "outputs" is null or a list of lists')
-    for held in (plan.z, plan.beyond, *(plan.boundary or ())):
+    for held in (plan.z, plan.beyond, *(plan.boundary or ()), *plan.accuracy.values()):
         if not isinstance(held, int | float | None):
-            raise MBSError(f'the plan was edited into something else: {held!r} in "z", "beyond" or "boundary"')
+            where = '"z", "beyond", "boundary" or "accuracy"'
+            raise MBSError(f"the plan was edited into something else: {held!r} in {where}")
 
 
 def _is_way(value: Any) -> bool:

@@ -16,7 +16,7 @@ from mbs_fx.results.tables import table
 class Step:
     """One reduction and the training after it.
 
-    ``plan`` is one of the original; ``accuracy`` maps "inherited", "reconstructed" or "small" (as `mbs_fx.reduce` has
+    ``plan`` is one of the original; ``accuracy`` maps "inherited", "reconstructed" or "fresh" (as `mbs_fx.reduce` has
     them) and "trained" to what ``evaluate`` gave.
     """
 

@@ -77,6 +77,11 @@ def listed(items: Sequence[str], most: int) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
+def accuracy_text(values: Mapping[str, float]) -> str:
+    """What a test says of several networks: "92.20% original → 88.40% reconstructed"; a number over 1 is no share."""
+    return " → ".join(f"{each:.2%} {name}" if 0 <= each <= 1 else f"{each:.4g} {name}" for name, each in values.items())
+
+
 def kept_lines(kept: Mapping[str, str], most: int = 12) -> list[str]:
     """What keeps its width, grouped by reason, the most frequent reasons first."""
     by_reason: dict[str, list[str]] = {}

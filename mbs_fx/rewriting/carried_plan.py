@@ -9,6 +9,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.plan import FORMAT, Plan
 
 KEY = "mbs"
-REPORTS = ("mbs_reconstruction", "mbs_accuracy", "mbs_steps")
+REPORTS = ("mbs_reconstruction", "mbs_steps")
 """What else a ``meta`` may hold that is said of one network, and not of one that is made from it."""
 
 
@@ -39,6 +40,14 @@ def carry_plan(small: nn.Module, original: nn.Module, plan: Plan) -> None:
     """Let a reduced network carry its plan, beside what the original's ``meta`` holds but for `REPORTS` of that."""
     found: Any = small
     found.meta = CarriedMeta({**{k: held for k, held in _meta(original).items() if k not in REPORTS}, KEY: plan})
+
+
+def carry_accuracy(small: nn.Module, accuracy: Mapping[str, float]) -> None:
+    """Let the plan that a reduced network carries say what a test said; nothing for an original."""
+    made = plan_in(small)
+    if made is not None:
+        found: Any = small
+        found.meta = CarriedMeta({**_meta(small), KEY: replace(made, accuracy=dict(accuracy))})
 
 
 def plan_in(model: Any) -> Plan | None:

@@ -74,7 +74,7 @@ def rewrite_traced(model: Model, traced: GraphModule | None, plan: Plan, init: I
     notes = (*resizer.notes, *notes)
     if resizer.fresh and init == "inherit":
         notes = (f"initialised fresh inside opaque segments: {', '.join(resizer.fresh)}", *notes)
-    made = replace(made, channels=keep.channels(), notes=tuple(dict.fromkeys((*made.notes, *notes))))
+    made = replace(made, channels=keep.channels(), notes=tuple(dict.fromkeys((*made.notes, *notes))), accuracy={})
     carry_plan(small, model, compose(earlier, made, analysis))
     return small  # type: ignore[return-value]
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from mbs_fx.errors import MBSError
 from mbs_fx.results.files import write_atomically
 from mbs_fx.results.plan import Plan
-from mbs_fx.rewriting.carried_plan import carry_plan, plan_of
+from mbs_fx.rewriting.carried_plan import carry_accuracy, carry_plan, plan_of
 from mbs_fx.rewriting.modes import planned_graph
 from mbs_fx.rewriting.rewrite import rewrite_traced
 from mbs_fx.rewriting.weights import fill, read_weights, state_of, unwrapped
@@ -68,6 +68,7 @@ def load(model: Model, plan: Plan | str | Path, weights: str | Path | Mapping[st
     if weights is not None:
         state = state_of(weights) if isinstance(weights, Mapping) else read_weights(weights)
         _fill(small, gm, state)
+        carry_accuracy(small, held.accuracy)
     return small
 
 

@@ -64,12 +64,12 @@ def testing_batches(data: Any, recipe: Recipe, ranks: Ranks, workers: int) -> An
 
     """
     if isinstance(data, Iterator) or _length(data) == 0:
-        raise MBSError("retrain: there are no test images, or they can be read only once: give a data set, or None")
+        raise MBSError("there are no test images, or they can be read only once: give a data set of (image, label)")
     if _is_dataset(data):
         return _loader(data, recipe.batch, workers, shuffle=False)
     if ranks.world > 1 and isinstance(data, DataLoader) and not isinstance(data.sampler, SequentialSampler):
         raise MBSError(
-            "retrain: processes share the test batches in order, and this DataLoader gives each of them others: give "
+            "processes share the test batches in order, and this DataLoader gives each of them others: give "
             "the data set itself, or a loader without a sampler"
         )
     return data

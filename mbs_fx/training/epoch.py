@@ -117,7 +117,7 @@ def _accuracy(run: Run, setting: Setting, tests: Any) -> float:
     with setting.autocast():
         right, seen = hits(net, tests, setting.place, setting.ranks, setting.whole)
     if not seen:
-        raise MBSError("retrain: there were no test images; give a data set, or batches that can be read every epoch")
+        raise MBSError("there were no test images; give a data set, or batches that can be read every epoch")
     return right / seen
 
 

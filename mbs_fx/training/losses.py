@@ -77,14 +77,14 @@ def _pair(batch: Mapping[Any, Any], where: str) -> tuple[Tensor, Tensor]:
 
 
 def check_answer(logits: object, images: int, where: str, whose: str = "network") -> None:
-    """Training here is for classifiers, whose output is (images, classes)."""
+    """Training and accuracy here are for classifiers, whose output is (images, classes)."""
     if isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == images:
         return
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
     raise MBSError(
-        f"{where}: the {whose}'s output is {shape}; retrain takes classifiers, whose output in training is (images, "
-        "classes). For others write the loop that the original was trained with: the small network takes "
-        "the same inputs and gives the same outputs"
+        f"{where}: the {whose}'s output is {shape}; this takes classifiers, whose output is (images, classes). Others "
+        "are trained and tested by what trained and tested the original: the small network takes the same inputs "
+        "and gives the same outputs"
     )
 
 

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mbs_fx.errors import MBSError
+from mbs_fx.rewriting.carried_plan import carry_accuracy, plan_in
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.precision import fast_dtype
 from mbs_fx.runtime.ranks import Ranks, join
@@ -70,7 +71,8 @@ def retrain(
         progress: True, False, or None for a bar on a terminal only.
 
     Returns:
-        Loss, accuracy, learning rate and seconds of every epoch.
+        Loss, accuracy, learning rate and seconds of every epoch.  The accuracy at the end joins those in the plan of a
+        reduced network, as "retrained".
 
     Raises:
         MBSError: labels outside the classes, an output that is no (N, classes), a checkpoint of another network
@@ -103,7 +105,11 @@ def retrain(
     if run.average is not None:
         model.load_state_dict(run.average.module.state_dict())
     model.eval()
-    return Training(recipe, tuple(run.epochs))
+    result = Training(recipe, tuple(run.epochs))
+    made = plan_in(model)
+    if made is not None and result.accuracy is not None:
+        carry_accuracy(model, {**made.accuracy, "retrained": result.accuracy})
+    return result
 
 
 def _recipe(recipe: Recipe, teacher: nn.Module | None) -> Recipe:
