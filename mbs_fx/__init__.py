@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mbs_fx.rewriting.optimizer import carry_optimizer
     from mbs_fx.rewriting.rewrite import rewrite
     from mbs_fx.rewriting.saving import load, save
+    from mbs_fx.tracing.given_forward import with_forward
     from mbs_fx.tracing.trace import trace
     from mbs_fx.training.accuracy import accuracy
     from mbs_fx.training.recipe import Recipe
@@ -75,6 +76,7 @@ __all__ = [
     "sweep",
     "to_networkx",
     "trace",
+    "with_forward",
     "write_report",
 ]
 
@@ -110,6 +112,7 @@ _HOMES = {
     "sweep": "planning.sweep",
     "to_networkx": "pictures.export",
     "trace": "tracing.trace",
+    "with_forward": "tracing.given_forward",
     "write_report": "pictures.report",
 }
 """Public name to the module that defines it."""

@@ -31,6 +31,7 @@ from mbs_fx.rewriting.selection import Criterion
 from mbs_fx.runtime.devices import block
 from mbs_fx.shapes.graph_inputs import ExampleLike
 from mbs_fx.tracing.example import place_and_dtype
+from mbs_fx.tracing.given_forward import whole
 from mbs_fx.tracing.trace import trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -179,6 +180,7 @@ def _reconstructed(
 
 def _evaluated(evaluate: Callable[[nn.Module], float] | None, model: nn.Module, networks: Mapping[str, Any]) -> Any:
     """The last of the networks, with what ``evaluate`` says of the model and of every one of them."""
+    model, networks = whole(model), {name: whole(network) for name, network in networks.items()}
     small = list(networks.values())[-1]
     if isinstance(small, GraphModule):
         type(small)._repr_html_ = _plan_html  # pyright: ignore[reportAttributeAccessIssue] - each graph has its class

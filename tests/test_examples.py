@@ -14,6 +14,7 @@ NEEDED = {
     "transformers.md": "transformers",
     "segmentation.md": "segmentation_models_pytorch",
     "timm.md": "timm",
+    "torchvision.md": "torchvision",
     "lightning.md": "pytorch_lightning",
 }
 

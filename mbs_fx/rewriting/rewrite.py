@@ -21,6 +21,7 @@ from mbs_fx.rewriting.modules import rewrite_module
 from mbs_fx.rewriting.repeated import compose, recounted, relative
 from mbs_fx.rewriting.resizing import Init, initialise
 from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.tracing.given_forward import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -50,7 +51,7 @@ def rewrite(
         MBSError: the plan does not fit the model (the first difference is named), or the result would not run.
 
     """
-    return rewrite_traced(model, None, plan, init, criterion)
+    return whole(rewrite_traced(model, None, plan, init, criterion))
 
 
 def rewrite_traced(model: Model, traced: GraphModule | None, plan: Plan, init: Init, criterion: Criterion) -> Model:

@@ -20,6 +20,7 @@ from mbs_fx.rewriting.carried_plan import carry_accuracy, carry_plan, plan_of
 from mbs_fx.rewriting.modes import planned_graph
 from mbs_fx.rewriting.rewrite import rewrite_traced
 from mbs_fx.rewriting.weights import fill, read_weights, state_of, unwrapped
+from mbs_fx.tracing.given_forward import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,7 +70,7 @@ def load(model: Model, plan: Plan | str | Path, weights: str | Path | Mapping[st
         state = state_of(weights) if isinstance(weights, Mapping) else read_weights(weights)
         _fill(small, gm, state)
         carry_accuracy(small, held.accuracy)
-    return small
+    return whole(small)
 
 
 def _fill(small: nn.Module, gm: GraphModule | None, state: Mapping[str, Tensor]) -> None:

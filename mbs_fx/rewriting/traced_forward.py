@@ -46,21 +46,26 @@ def traced_code(gm: GraphModule, graph: Graph) -> Code:
 
 def run_traced(small: nn.Module, code: Mapping[bool, Code], graphs: Mapping[bool, GraphModule]) -> None:
     """Let a module run traced code by its mode; constants of the traces become its own."""
-    functions = dict(code)
-    default = next(iter(functions.values()))
     for gm in graphs.values():
         for node in gm.graph.find_nodes(op="get_attr"):
             owner, _, name = str(node.target).rpartition(".")
             if not hasattr(small.get_submodule(owner), name):
                 setattr(small.get_submodule(owner), name, getattr(gm.get_submodule(owner), name))
+    replace_forward(small, code)
+
+
+def replace_forward(module: nn.Module, code: Mapping[bool, Code]) -> None:
+    """Let one module run code by its mode in place of its class's, and refuse to be pickled."""
+    functions = dict(code)
+    default = next(iter(functions.values()))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return functions.get(self.training, default)(self, *args, **kwargs)
 
     signed: Any = forward
-    signed.__signature__ = inspect.signature(type(small).forward)
-    vars(small)["forward"] = types.MethodType(forward, small)
-    vars(small)["_mbs_traced_forward"] = _NotPickled(type(small).__name__)
+    signed.__signature__ = inspect.signature(type(module).forward)
+    vars(module)["forward"] = types.MethodType(forward, module)
+    vars(module)["_mbs_traced_forward"] = _NotPickled(type(module).__name__)
 
 
 def require_own_forward(model: nn.Module) -> None:

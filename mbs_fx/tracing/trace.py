@@ -41,6 +41,7 @@ from mbs_fx.tracing.caches import Caches
 from mbs_fx.tracing.concrete import FIXED_BATCH, trace_concretely
 from mbs_fx.tracing.dtypes import follow_types
 from mbs_fx.tracing.example import Example, arguments, example_of
+from mbs_fx.tracing.given_forward import not_run
 from mbs_fx.tracing.guards import refuse_others
 from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, leaves_of
 from mbs_fx.tracing.symbolic import trace_symbolically
@@ -90,7 +91,8 @@ def trace(
                 gm.meta["mbs_notes"] += tuple(f"the input {a.name} is fixed to {a.value!r}" for a in fixed)
                 carry_inputs(gm, [argument.value for argument in given])
                 refuse_others(gm, verdict.fixed)
-            gm.meta["mbs_notes"] = tuple(dict.fromkeys((*gm.meta["mbs_notes"], *verdict.notes)))
+            left_out = not_run(model, {str(node.target) for node in gm.graph.nodes})
+            gm.meta["mbs_notes"] = tuple(dict.fromkeys((*gm.meta["mbs_notes"], *verdict.notes, *left_out)))
             return gm
     raise MBSError(_untraceable(model, wrong, inputs))
 
