@@ -13,6 +13,7 @@ import builtins
 import importlib
 import math
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch.fx import Node
 
 from mbs_fx.errors import MBSError
@@ -33,8 +33,7 @@ INFIX = {
 IN_PLACE = {f"i{name}": f"{sign}=" for name, sign in INFIX.items() if name in ("add", "sub", "mul", "truediv")}
 _UNARY = {"neg": "-", "invert": "~", "inv": "~", "pos": "+", "not_": "not "}
 _SPACES = ((torch, "torch"), (F, "F"), (math, "math"), (operator, "operator"), (torch.linalg, "torch.linalg"),
-           (torch.fft, "torch.fft"), (torch.special, "torch.special"), (torchvision.ops, "torchvision.ops"),
-           (builtins, ""))  # fmt: skip
+           (torch.fft, "torch.fft"), (torch.special, "torch.special"), (builtins, ""))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def _call(function: Fragment, args: Sequence[Any], kwargs: dict[str, Any], name:
 
 @cache
 def _public() -> dict[int, str]:
-    """Public functions of torch, Python and torchvision by identity; the first name counts."""
+    """Public functions of torch and Python by identity; the first name counts."""
     found: dict[int, str] = {}
     for space, prefix in _SPACES:
         for name in sorted(vars(space)):
@@ -150,8 +149,10 @@ def function_name(node: Node) -> str:
     if known is not None:
         return known
     module, name = str(getattr(target, "__module__", "")), str(getattr(target, "__name__", target))
-    if type(target).__name__ == "OpOverload":
+    if type(target).__name__ in ("OpOverload", "OpOverloadPacket"):
         return f"torch.ops.{target}"
+    if module.startswith("torchvision.ops.") and getattr(sys.modules["torchvision.ops"], name, 0) is target:
+        return f"torchvision.ops.{name}"
     if module.split(".")[0] in ("torch", "torchvision") and getattr(importlib.import_module(module), name, 0) is target:
         return f"{module}.{name}"
     raise MBSError(

@@ -9,10 +9,10 @@ Semantics
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from mbs_fx.exporting.calls import REQUIRED, Argument, Call, Slot, literal
@@ -51,9 +51,8 @@ def public_class(kind: type[nn.Module]) -> str | None:
     """How a file that imports ``torch.nn as nn`` calls a class; None for a class of others."""
     if getattr(nn, kind.__name__, None) is kind:
         return f"nn.{kind.__name__}"
-    if getattr(torchvision.ops, kind.__name__, None) is kind:
-        return f"torchvision.ops.{kind.__name__}"
-    return None
+    operations = sys.modules.get("torchvision.ops")  # a network that has none of these need not wait for its import
+    return f"torchvision.ops.{kind.__name__}" if getattr(operations, kind.__name__, None) is kind else None
 
 
 _ABSENT: Any = object()
@@ -87,7 +86,7 @@ def _makes(call: Call, module: nn.Module) -> bool:
     text = call.text(lambda slot: None if slot.value == slot.default else literal(slot.value))
     try:
         with torch.device("meta"):
-            made: nn.Module = eval(text, {"nn": nn, "torch": torch, "torchvision": torchvision})
+            made: nn.Module = eval(text, {"nn": nn, "torch": torch, "torchvision": sys.modules.get("torchvision")})
     except (TypeError, ValueError, AttributeError):
         return False
     shapes = [{name: tuple(tensor.shape) for name, tensor in m.state_dict().items()} for m in (made, module)]
