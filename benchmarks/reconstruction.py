@@ -4,10 +4,11 @@
     python benchmarks/reconstruction.py --data ../shared/data --mobilenet mobilenet_v2-b0353104.pth
 
 ``--data`` holds ``cifar10_resnet<depth>.safetensors``, ``cifar10_subset.npz`` and ``photos``.  A row is one network,
-one plan and one criterion; it is appended to ``--log``, and not run again when it is there.  CIFAR-10: fitted to 500
-training images without their labels, tested on 2,000 test images.  Photographs: fitted to one half, tested on the
-other, and the other way round.  ``kl`` is the mean divergence of the small network's classes from the original's on
-the test images.  Seconds are those of this process's CPU time, ``measure`` on the same images beside them.
+one plan and one criterion ("images" is "readers"); it is appended to ``--log``, and not run again when it is there.
+CIFAR-10: fitted to 500 training images (labels are read for "taylor" alone), tested on 2,000 test images.
+Photographs: fitted to one half, tested on the other, and the other way round.  ``kl`` is the mean divergence of the
+small network's classes from the original's on the test images.  Seconds are those of this process's CPU time,
+``measure`` on the same images beside them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cifar import normalise
 from cifar_networks import traced, uniform_plan
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils.data import TensorDataset
 
 import mbs_fx
 from mbs_fx.folder import folder
@@ -52,6 +54,7 @@ class Case:
 
     gm: GraphModule
     fit: Tensor
+    fit_labels: Tensor
     test: Tensor
     labels: Tensor
 
@@ -61,8 +64,8 @@ def cifar(depth: int, part: int, data: Path) -> Case:
     held = np.load(data / "cifar10_subset.npz")
     train, test = (torch.from_numpy(held[name]).permute(0, 3, 1, 2).contiguous() for name in ("x_train", "x_test"))
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(part))[:FITTED]
-    labels = torch.from_numpy(held["y_test"]).long()
-    return Case(traced(depth, data)[0], normalise(train[chosen]), normalise(test), labels)
+    fit_labels, labels = (torch.from_numpy(held[name]).long() for name in ("y_train", "y_test"))
+    return Case(traced(depth, data)[0], normalise(train[chosen]), fit_labels[chosen], normalise(test), labels)
 
 
 @cache
@@ -82,7 +85,7 @@ def mobilenet(weights: Path, half: int, data: Path) -> Case:
     load_weights(model, weights)
     images, labels = photographs(data)
     mine = torch.arange(len(images)) // (len(images) // 2) == half
-    return Case(mbs_fx.trace(model.eval(), images[:2]), images[mine], images[~mine], labels[~mine])
+    return Case(mbs_fx.trace(model.eval(), images[:2]), images[mine], labels[mine], images[~mine], labels[~mine])
 
 
 @torch.no_grad()
@@ -99,8 +102,10 @@ def run(row: Row, case: Case) -> dict[str, object]:
     if row.plan == "uniform":
         plan = uniform_plan(analysis, plan.params[1])
     started = time.process_time()
-    chosen = mbs_fx.choose_channels(case.gm, plan, case.fit) if row.criterion == "images" else plan
-    small = mbs_fx.rewrite(case.gm, chosen, criterion="l1" if row.criterion == "images" else row.criterion)
+    if row.criterion in ("images", "activation", "taylor"):
+        criterion = "readers" if row.criterion == "images" else row.criterion
+        plan = mbs_fx.choose_channels(case.gm, plan, TensorDataset(case.fit, case.fit_labels), criterion=criterion)
+    small = mbs_fx.rewrite(case.gm, plan, criterion=row.criterion if row.criterion == "l1" else "first")
     refitted = mbs_fx.reconstruct(small, case.gm, case.fit, progress=False)
     ended = time.process_time()
     wanted = answers(case.gm, case.test)
@@ -119,6 +124,7 @@ def rows(mobile: bool) -> list[Row]:
     cases = [(network, k) for network, k in (("resnet20", 1.0), ("resnet56", 1.0), ("resnet56", 1.4))]
     found = [Row(network, k, "mbs", criterion, 0) for network, k in cases for criterion in ("images", "l1")]
     found += [Row(network, k, "mbs", "images", part) for network, k in cases for part in (1, 2)]
+    found += [Row(network, k, "mbs", criterion, 0) for network, k in cases for criterion in ("activation", "taylor")]
     found += [Row(network, 1.0, "uniform", "images", 0) for network in ("resnet20", "resnet56")]
     halves = [Row("mobilenet_v2", 1.0, "mbs", criterion, half) for criterion in ("images", "l1") for half in (0, 1)]
     return found + (halves if mobile else [])

@@ -27,7 +27,7 @@ from mbs_fx.rewriting.carried_plan import carry_accuracy, plan_in
 from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite_traced
-from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.rewriting.selection import BY_IMAGES, Criterion
 from mbs_fx.runtime.devices import block
 from mbs_fx.shapes.graph_inputs import ExampleLike
 from mbs_fx.tracing.example import place_and_dtype
@@ -38,6 +38,11 @@ Model = TypeVar("Model", bound=nn.Module)
 
 RECONSTRUCTED = 512
 """Images to reconstruct from, where they can be read only once."""
+
+READING = ("batch_size", "workers", "seed")
+"""Arguments of `measure` that say how images are read again."""
+
+Loss = Callable[[Any, Any], Tensor]
 
 
 def reduce(
@@ -50,6 +55,7 @@ def reduce(
     density: Density | None = None,
     init: Init = "inherit",
     criterion: Criterion | None = None,
+    loss: Loss | None = None,
     reconstruct: bool | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
     opaque: Iterable[str | type[nn.Module]] = (),
@@ -80,7 +86,9 @@ def reduce(
         density: an earlier measurement of this graph; None takes the one that the graph carries, if any
             (`mbs_fx.passes.Measure` leaves it in ``gm.meta["mbs_density"]``).
         init: as for `rewrite`.
-        criterion: as for `rewrite`; None is `mbs_fx.choose_channels` where the weights are reconstructed, else "l1".
+        criterion: as for `rewrite`, or for `mbs_fx.choose_channels` ("readers", "activation", "taylor") on the images;
+            None is "readers" where the weights are reconstructed, else "l1".
+        loss: for "taylor", as for `mbs_fx.choose_channels`; the images are then batches (images, targets).
         reconstruct: refit the inherited weights to the original on the images (`mbs_fx.reconstruct`); None does so
             where images are given and weights are inherited, and notes in the plan where it cannot.
         evaluate: called on the original, on the small network with inherited weights and with reconstructed ones; the
@@ -107,10 +115,8 @@ def reduce(
     """
     if images is not None and density is not None:
         raise MBSError("reduce: give images or a density, not both")
-    check_words(init, criterion or "l1")
     possible = images is not None and init == "inherit"
-    if reconstruct and not possible:
-        raise MBSError('reduce: reconstruct=True needs images, and weights that are inherited (init="inherit")')
+    _check(possible, init, criterion, loss, reconstruct)
     if images is not None:
         images = prepared(images, preparation, first_item(images), takes_whole_numbers(model))
     if images is not None and example is None:
@@ -140,11 +146,44 @@ def reduce(
         max_latency_ms=max_latency_ms,
         latency=None if max_latency_ms is None else latency_of(gm, device=device),
     )
+    if criterion in BY_IMAGES:
+        made, criterion = _chosen(gm, made, again, device, measuring, criterion=criterion, loss=loss), "l1"
     if not possible or reconstruct is False:
         small = rewrite_traced(model, gm, made, init, criterion or "l1")
         return _evaluated(evaluate, model, {"inherited" if init == "inherit" else "fresh": small})
     networks = _reconstructed(model, gm, made, criterion, again, device, measuring, bool(reconstruct))
     return _evaluated(evaluate, model, networks)
+
+
+def _check(
+    possible: bool, init: Init, criterion: Criterion | None, loss: Loss | None, reconstruct: bool | None
+) -> None:
+    check_words(init, criterion or "l1")
+    inherited = 'needs images, and weights that are inherited (init="inherit")'
+    if reconstruct and not possible:
+        raise MBSError(f"reduce: reconstruct=True {inherited}")
+    if criterion in BY_IMAGES and not possible:
+        raise MBSError(f"reduce: criterion={criterion!r} {inherited}")
+    if loss is not None and criterion != "taylor":
+        raise MBSError('reduce: loss= is for criterion="taylor": say so, or leave it out')
+
+
+def _chosen(
+    gm: GraphModule,
+    made: Plan,
+    images: Any,
+    device: torch.device | str | None,
+    measuring: Mapping[str, Any],
+    **choosing: Any,
+) -> Plan:
+    """The plan with the channels that stay, chosen on images."""
+    from mbs_fx.reconstruction.choice import choose_channels
+
+    return choose_channels(gm, made, images, device=device, **_said(measuring, READING), **choosing)
+
+
+def _said(measuring: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: measuring[name] for name in names if name in measuring}
 
 
 def _reconstructed(
@@ -161,15 +200,13 @@ def _reconstructed(
 
     Where the images do not serve and nobody ``asked`` for it, only the first, and the plan says why.
     """
-    from mbs_fx.reconstruction.choice import choose_channels
     from mbs_fx.reconstruction.reconstruct import reconstruct
 
-    reading = {name: measuring[name] for name in ("batch_size", "workers", "seed") if name in measuring}
-    shown = {name: measuring[name] for name in ("progress", "timeout") if name in measuring}
+    reading = _said(measuring, (*READING, "progress", "timeout"))
     try:
-        chosen = made if criterion else choose_channels(gm, made, images, device=device, **reading)
+        chosen = made if criterion else _chosen(gm, made, images, device, measuring)
         inherited = rewrite_traced(model, gm, chosen, "inherit", criterion or "l1")
-        small = reconstruct(inherited, gm, images, device=device, **reading, **shown)
+        small = reconstruct(inherited, gm, images, device=device, **reading)
     except MBSError as error:
         if asked:
             raise

@@ -62,7 +62,7 @@ def reduce(
     criterion: Annotated[
         str | None,
         typer.Option(
-            help="Channels that stay: l1, l2, scale or first. Default: by what is lost on the images, else l1.",
+            help="Channels that stay: l1, l2, scale, first; by images readers (default), activation; without them l1.",
             rich_help_panel=options.STAYS,
         ),
     ] = None,

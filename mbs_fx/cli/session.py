@@ -159,13 +159,16 @@ class Session:
     ) -> nn.Module:
         """The network of a plan; where images were read and weights are inherited, reconstructed from them."""
         import mbs_fx
+        from mbs_fx.rewriting.selection import BY_IMAGES
 
         refitted = reconstruct and self.seen is not None and init == "inherit"
         given: dict[str, Any] = {"device": str(usable(self.device)), **({"workers": workers} if workers else {})}
-        if refitted and criterion is None:
-            made = mbs_fx.choose_channels(self.gm, made, self.seen, **given)
-            self.say("plan", f"mbs_fx.choose_channels(gm, plan, images{more(**given)})")
-        criterion = criterion or "l1"
+        on_images = self.seen is not None and init == "inherit" and criterion in BY_IMAGES
+        if on_images or (refitted and criterion is None):
+            how = {**given, **({"criterion": criterion} if criterion else {})}
+            made = mbs_fx.choose_channels(self.gm, made, self.seen, **how)
+            self.say("plan", f"mbs_fx.choose_channels(gm, plan, images{more(**how)})")
+        criterion = "l1" if on_images or criterion is None else criterion
         small = mbs_fx.rewrite(self.source.model, made, init=init, criterion=criterion)
         self.say("small", f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})")
         if not refitted:

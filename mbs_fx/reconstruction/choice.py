@@ -7,6 +7,7 @@ Semantics
   the first.
 - A layer behind which there is none, the network's last, counts as `LAST` others: no later one makes up for its error.
 - Depthwise convolutions are no readers: their outputs are their inputs' channels.  Opaque segments have no choice.
+- Other criteria that need images are in `channel_scores`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from torch.fx import GraphModule, Node
 from mbs_fx.density.batches import check_graph
 from mbs_fx.density.fast_copy import fast_copy
 from mbs_fx.density.images import Request
+from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
+from mbs_fx.reconstruction.channel_scores import scores_on_images
 from mbs_fx.reconstruction.frontier import Chunk
 from mbs_fx.reconstruction.images import read_chunks
+from mbs_fx.reconstruction.labelled import Loss
 from mbs_fx.reconstruction.layers import argument, norm_behind
 from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
 from mbs_fx.reconstruction.networks import graph_of
@@ -37,7 +41,7 @@ from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.graphs import check_fits
 from mbs_fx.rewriting.repeated import relative
-from mbs_fx.rewriting.selection import Keep
+from mbs_fx.rewriting.selection import BY_IMAGES, Keep, select
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.shapes.graph_attributes import attribute
@@ -54,6 +58,8 @@ def choose_channels(
     plan: Plan,
     images: Any,
     *,
+    criterion: str = "readers",
+    loss: Loss | None = None,
     max_images: int = 512,
     batch_size: int = 32,
     workers: int = 0,
@@ -66,6 +72,9 @@ def choose_channels(
         original: the network that the plan was made for, a graph or a module; not changed.
         plan: what `mbs_fx.plan` made; channels that it records already are chosen anew.
         images: as for `mbs_fx.measure`; of the size that the plan was made for.
+        criterion: "readers", what the layers that read a channel lose; "activation", its mean absolute value;
+            "taylor", how much a loss changes without it, to first order, on batches (images, targets).
+        loss: for "taylor", a function of outputs and targets; cross entropy of a classifier where it is left out.
         max_images: read no more than this.
         batch_size: for images that do not come in batches.
         workers: processes that load images from a dataset.
@@ -76,6 +85,10 @@ def choose_channels(
         A plan for `mbs_fx.rewrite`, which keeps these channels.
 
     """
+    if criterion not in BY_IMAGES:
+        raise MBSError(f"criterion {criterion!r}: choose_channels takes {', '.join(BY_IMAGES)}; rewrite takes others")
+    if loss is not None and criterion != "taylor":
+        raise MBSError(f'loss= is for criterion="taylor", not {criterion!r}: leave it out')
     plan = relative(plan_in(original), plan)
     graph = graph_of(original, plan)
     check_graph(graph)
@@ -87,8 +100,10 @@ def choose_channels(
     private = fast_copy(graph, place, dtype, fold=False)
     with random_state_kept(), torch.no_grad():
         request = Request(batch_size, max_images, seed=seed, workers=workers)
-        chunks = read_chunks(private, images, found.analysis, request, place)
-        keep = _chosen(found, private, counts, chunks, seed)
+        if criterion == "readers":
+            keep = _chosen(found, private, counts, read_chunks(private, images, found.analysis, request, place), seed)
+        else:
+            keep = select(found, counts, scores_on_images(found, private, images, request, place, criterion, loss))
     return replace(plan, channels=keep.channels())
 
 

@@ -20,7 +20,7 @@ from mbs_fx.rewriting.graphs import check_runs, rewrite_graph
 from mbs_fx.rewriting.modules import rewrite_module
 from mbs_fx.rewriting.repeated import compose, recounted, relative
 from mbs_fx.rewriting.resizing import Init, initialise
-from mbs_fx.rewriting.selection import Criterion
+from mbs_fx.rewriting.selection import BY_IMAGES, BY_WEIGHTS, Criterion
 from mbs_fx.tracing.given_forward import whole
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -57,6 +57,11 @@ def rewrite(
 def rewrite_traced(model: Model, traced: GraphModule | None, plan: Plan, init: Init, criterion: Criterion) -> Model:
     """As `rewrite`; ``traced`` is the graph of a module that the plan was made for, where it is at hand."""
     check_words(init, criterion)
+    if criterion in BY_IMAGES:
+        raise MBSError(
+            f"criterion {criterion!r} needs images: mbs_fx.choose_channels(model, plan, images, criterion="
+            f"{criterion!r}) gives a plan that keeps those channels"
+        )
     if not isinstance(plan, Plan):
         raise MBSError(f"the plan is a {type(plan).__name__}: mbs_fx.plan makes one, mbs_fx.Plan.from_json reads one")
     if not isinstance(model, nn.Module):
@@ -84,5 +89,6 @@ def check_words(init: Init, criterion: Criterion) -> None:
     """Raise `MBSError` for an unknown ``init`` or ``criterion``, before anything is measured."""
     if init not in ("inherit", "fresh") and not callable(init):
         raise MBSError(f"init {init!r}: choose 'inherit' or 'fresh', or pass a callable on modules")
-    if criterion not in ("l1", "l2", "scale", "first") and not callable(criterion):
-        raise MBSError(f"criterion {criterion!r}: choose l1, l2, scale, first, or pass a callable")
+    words = (*BY_WEIGHTS, *BY_IMAGES)
+    if criterion not in words and not callable(criterion):
+        raise MBSError(f"criterion {criterion!r}: choose {', '.join(words)}, or pass a callable")

@@ -31,6 +31,10 @@ from mbs_fx.runtime.torch_private import ConvTransposeNd
 
 Criterion = str | Callable[[str, Tensor], Tensor]
 
+BY_WEIGHTS = ("l1", "l2", "scale", "first")
+BY_IMAGES = ("readers", "activation", "taylor")
+"""Criteria of `mbs_fx.choose_channels`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Keep:
