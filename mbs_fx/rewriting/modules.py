@@ -8,6 +8,7 @@ Semantics
 - The graphs of both modes are followed where they differ (`mbs_fx.rewriting.modes`), so that layers which only one of
   them uses are resized too.
 - Attributes that count channels are counted anew (`mbs_fx.rewriting.width_attributes`).
+- A configuration that the class builds itself from is counted, too (`mbs_fx.rewriting.configuration`).
 - The copy must then give what the rewritten graph gives (`mbs_fx.rewriting.agreement`).
 """
 
@@ -25,6 +26,7 @@ from mbs_fx.macroblocks.analyze import Facts, facts
 from mbs_fx.planning.allocation import from_widths
 from mbs_fx.results.plan import Plan
 from mbs_fx.rewriting.agreement import Agreement
+from mbs_fx.rewriting.configuration import count_configuration
 from mbs_fx.rewriting.graph_constants import counted_constants
 from mbs_fx.rewriting.graphs import decide
 from mbs_fx.rewriting.inputs import example_inputs
@@ -63,7 +65,8 @@ def rewrite_module(
             _replace(small, path, held)
     if needs_hooks:
         _give_hooks(small, hooks)
-    notes = (*untraced, *unfit, *Agreement(small, plan, graphs, keeps).reached())
+    unsaid = count_configuration(small, first)
+    notes = (*untraced, *unfit, *unsaid, *Agreement(small, plan, graphs, keeps).reached())
     _give_hooks(small, hooks)
     return small, first, next(iter(resizers.values())), notes
 

@@ -46,7 +46,7 @@ class Found:
 def width_attributes(model: nn.Module, keep: Keep) -> Found:
     """What the attributes of ``model``'s own modules become under a decision; the model is not changed."""
     borrowed = _borrowed(keep)
-    counted = {**_counted(keep), **borrowed}
+    counted = {**counted_widths(keep), **borrowed}
     found, code = Found(), counted_in(keep)
     if not any(old != new for pairs in counted.values() for old, new in pairs):
         return found
@@ -81,7 +81,7 @@ def _borrowed_groups(model: nn.Module, keep: Keep) -> Iterator[tuple[tuple[str, 
             yield (path, "groups"), keep.extent(mixer.inp)
 
 
-def _counted(keep: Keep) -> dict[str, Pairs]:
+def counted_widths(keep: Keep) -> dict[str, Pairs]:
     """Widths of every layer, before and after, inputs first; by path in the order of the graph."""
     flow = keep.facts.flow
     result: dict[str, Pairs] = {}
