@@ -81,3 +81,20 @@ def test_it_says_so(pair):
     )
     with pytest.raises(MBSError, match="Attention cannot be pickled"):
         pickle.dumps(small)
+
+
+class Points(nn.Module):
+    """As many rows as there are large numbers, so that only values tell the size."""
+
+    def forward(self, x):
+        return x[x[:, :1].expand_as(x) > 0.1]
+
+
+def test_outputs_of_which_values_tell_the_size():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1), Points()).eval()
+    small = mbs_fx.reduce(net, example=SHAPE, widths={"0": 8})
+    graph = mbs_fx.rewrite(mbs_fx.trace(net, SHAPE), small.meta["mbs"])
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        assert torch.equal(small(x), graph(x))

@@ -9,7 +9,8 @@ Semantics
   `mbs_fx.tracing.autograd`).  What a model keeps for its next call is computed in the graph
   (`mbs_fx.tracing.caches`), a type that follows the parameters follows them there (`mbs_fx.tracing.dtypes`).
 - A size that the graph does not follow is noted, and the graph refuses others.
-- What decides by values or is not Python becomes a leaf automatically when nothing else works.
+- What decides by values or is not Python becomes a leaf automatically when nothing else works; so does what gives
+  tensors of which only values tell the size, where it is a module (`mbs_fx.tracing.value_sizes`).
 - The graph holds for the mode that the model is in; where the other mode differs, a note says so.
 - Modules, parameters and buffers are shared with the model by reference, as torch.fx does it.  The model
   itself (modes, statistics, attributes) is not changed, nor is the random state.  Hooks of the model fire
@@ -26,7 +27,7 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,14 +41,18 @@ from mbs_fx.shapes.graph_inputs import carry_inputs
 from mbs_fx.tracing.caches import Caches
 from mbs_fx.tracing.concrete import FIXED_BATCH, trace_concretely
 from mbs_fx.tracing.dtypes import follow_types
-from mbs_fx.tracing.example import Example, arguments, example_of
+from mbs_fx.tracing.example import Argument, Example, arguments, example_of
 from mbs_fx.tracing.given_forward import not_run
 from mbs_fx.tracing.guards import refuse_others
 from mbs_fx.tracing.leaves import Failure, Leaves, UntraceableError, leaves_of
 from mbs_fx.tracing.symbolic import trace_symbolically
+from mbs_fx.tracing.value_sizes import sized_by_values
 from mbs_fx.tracing.verify import Verdict, Verifier
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+Found = tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]]
+"""A graph, what its trials showed, and the function that traced it."""
 RESERVED = frozenset(name for name in vars(fx.GraphModule) if not name.startswith("__")) | {"meta", "training", "_code"}
 
 
@@ -77,24 +82,37 @@ def trace(
     wrong: dict[str, str] = {}
     with torch.inference_mode(False):
         verifier = Verifier(model, inputs) if verify and inputs is not None else None
+        best: Found | None = None
         for name, strategy in _strategies(inputs):
             found = _attempt(partial(strategy, leaves=chosen), model, inputs, verifier, name, wrong)
             if found is None:
                 continue
-            gm, verdict, retrace = found
-            gm.meta["mbs_tracing"] = name
-            if verifier is not None and verifier.has_varied_batch:
-                gm.meta["mbs_notes"] = tuple(n for n in gm.meta["mbs_notes"] if not n.startswith(FIXED_BATCH))
-            gm.meta["mbs_notes"] += follow_types(gm, model, inputs, retrace)
-            if inputs is not None:
-                fixed = [argument for argument in given if argument.is_constant]
-                gm.meta["mbs_notes"] += tuple(f"the input {a.name} is fixed to {a.value!r}" for a in fixed)
-                carry_inputs(gm, [argument.value for argument in given])
-                refuse_others(gm, verdict.fixed)
-            left_out = not_run(model, {str(node.target) for node in gm.graph.nodes})
-            gm.meta["mbs_notes"] = tuple(dict.fromkeys((*gm.meta["mbs_notes"], *verdict.notes, *left_out)))
-            return gm
+            found[0].meta["mbs_tracing"] = name
+            if inputs is None or not sized_by_values(found[0], [argument.value for argument in given]):
+                best = found
+                break
+            best = best or found
+        if best is not None:
+            return _noted(best, model, inputs, given, verifier)
     raise MBSError(_untraceable(model, wrong, inputs))
+
+
+def _noted(
+    found: Found, model: nn.Module, inputs: Example | None, given: Sequence[Argument], verifier: Verifier | None
+) -> fx.GraphModule:
+    """A graph with what it does not show in its notes, and the shapes of its inputs."""
+    gm, verdict, retrace = found
+    if verifier is not None and verifier.has_varied_batch:
+        gm.meta["mbs_notes"] = tuple(n for n in gm.meta["mbs_notes"] if not n.startswith(FIXED_BATCH))
+    gm.meta["mbs_notes"] += follow_types(gm, model, inputs, retrace)
+    if inputs is not None:
+        fixed = [argument for argument in given if argument.is_constant]
+        gm.meta["mbs_notes"] += tuple(f"the input {a.name} is fixed to {a.value!r}" for a in fixed)
+        carry_inputs(gm, [argument.value for argument in given])
+        refuse_others(gm, verdict.fixed)
+    left_out = not_run(model, {str(node.target) for node in gm.graph.nodes})
+    gm.meta["mbs_notes"] = tuple(dict.fromkeys((*gm.meta["mbs_notes"], *verdict.notes, *left_out)))
+    return gm
 
 
 def _attempt(
@@ -104,10 +122,10 @@ def _attempt(
     verifier: Verifier | None,
     name: str,
     wrong: dict[str, str],
-) -> tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]] | None:
+) -> Found | None:
     """The graph of one strategy, with custom autograd functions kept or caches of another size where that helps."""
     functions, caches = verifier is None, () if verifier is None else verifier.caches
-    held: tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]] | None = None
+    held: Found | None = None
     while True:
         retrace = partial(strategy, functions=functions, caches=caches)
         try:
@@ -201,7 +219,7 @@ def _where(model: nn.Module, failure: Failure) -> str:
 def _untraceable(model: nn.Module, wrong: dict[str, str], inputs: Example | None) -> str:
     advice = [
         'keep the module in question whole with leaves=["its.path"]',
-        "trace the part of the model before it",
+        "run what is convolutional by a function of the model (mbs_fx.with_forward)",
         "or move what decides by values out of the model's own forward into a submodule",
     ]
     if inputs is None:
