@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import re
 import resource
 import subprocess
@@ -24,18 +22,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coverage_page import libraries, page
 from zoo import ZOO
-
-CHECKS = ("traced", "reduced", "widths", "params", "train", "identity", "faithful", "reload")
 
 
 def build(name: str) -> Any:
     """A network with fresh weights in eval mode, by ``torchvision/name``, ``timm/name`` or its name in `zoo.py`."""
     import torch
 
+    import mbs_fx
+
     torch.manual_seed(0)
     if name in ZOO:
-        return ZOO[name].build().eval()
+        found = ZOO[name]
+        net = found.build().eval()
+        return net if found.forward is None else mbs_fx.with_forward(net, found.forward)
     library, entry = name.split("/", 1)
     if library == "timm":
         import timm
@@ -143,12 +144,39 @@ def check(name: str) -> dict[str, Any]:
             )
             row["faithful"] = "opaque" if row["segments"] else "; ".join(notes)
         stage = "reload"
-        row["reload"] = reloads(lambda: build(name), small, inputs)
+        forward = ZOO[name].forward if name in ZOO else None
+        row["reload"] = reloads(lambda: build(name), small, inputs, forward)
         stage = "train"
         row["train"] = trains(small, inputs)
     except Exception as error:
         row["failed"] = f"{stage}: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
     row["memory"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return row
+
+
+def module(name: str) -> dict[str, Any]:
+    """The plan applied to the module itself: it gives what the graph gives, and trains."""
+    import torch
+    from proof import difference, random_inputs, trains
+
+    import mbs_fx
+
+    row: dict[str, Any] = {"network": name}
+    try:
+        net, forward = build(name), ZOO[name].forward if name in ZOO else None
+        gm = mbs_fx.trace(net, input_shape(name, net))
+        analysis = mbs_fx.analyze(gm)
+        plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.75 for m in analysis.macroblocks})
+        small = mbs_fx.rewrite(net, plan)
+        row["code"] = next((note for note in small.meta["mbs"].notes if "runs traced code" in note), "own")
+        small = small if forward is None else mbs_fx.with_forward(small, forward)
+        inputs = random_inputs(net, plan, torch.float32)
+        with torch.no_grad():
+            if difference(mbs_fx.rewrite(gm, plan)(*inputs), small(*inputs)) > 1e-5:
+                raise AssertionError("the module's output is not the graph's")
+        row["train"] = trains(small, inputs)
+    except Exception as error:
+        row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     return row
 
 
@@ -262,14 +290,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--most", type=float, default=75e6, help="largest number of parameters")
     parser.add_argument("--limit", type=int, default=300, help="seconds per network")
-    parser.add_argument("--sides", default="mbs,peer", help="which of mbs and peer to run")
+    parser.add_argument("--sides", default="mbs,peer", help="which of mbs, module and peer to run")
     parser.add_argument("--again", action="store_true", help="run those once more that failed")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--what", default="mbs", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         warnings.simplefilter("ignore")
-        print(json.dumps(check(args.one) if args.what == "mbs" else peer(args.one)))
+        print(json.dumps(SIDES[args.what](args.one)))
         return
     sides = args.sides.split(",")
     stem = "coverage-libraries" if args.zoo else "coverage"
@@ -285,74 +313,16 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(side, name, row.get("failed", "ok"), flush=True)
-    out.write_text((by_library(done) if args.zoo else "") + table(done))
+    out.write_text(libraries(done) if args.zoo else page(done))
+
+
+SIDES = {"mbs": check, "module": module, "peer": peer}
 
 
 def read(log: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """What an earlier run found, by side and network; of two lines on the same the later holds."""
     rows = map(json.loads, log.read_text().splitlines()) if log.exists() else ()
     return {(row["side"], row["network"]): row for row in rows}
-
-
-def by_library(done: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """How many networks of each library pass, here and by Torch-Pruning."""
-    from tabulate import tabulate
-
-    libraries: dict[str, list[int]] = {}
-    for (side, name), row in done.items():
-        counts = libraries.setdefault(name.split("/")[0], [0, 0, 0, 0])
-        counts[2 * (side == "peer")] += "failed" not in row
-        counts[2 * (side == "peer") + 1] += 1
-    rows = [(name, f"{a} of {b}", f"{c} of {d}") for name, (a, b, c, d) in sorted(libraries.items())]
-    return tabulate(rows, ("library", "mbs_fx", "Torch-Pruning"), tablefmt="github") + "\n\n"
-
-
-def table(done: dict[tuple[str, str], dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    from tabulate import tabulate
-
-    rows = [row for (side, _), row in done.items() if side == "mbs"]
-    peers = {name: row for (side, name), row in done.items() if side == "peer"}
-    good = [r for r in rows if "failed" not in r]
-    exact = [r for r in good if r["faithful"] is True]
-    pruned = [r for r in peers.values() if "failed" not in r]
-    body = [
-        (
-            r["network"],
-            f"{r.get('parameters', 0) / 1e6:.1f}",
-            r.get("tracing", ""),
-            f"{r.get('reduction', 0):.1%}",
-            f"{r.get('convs', 0) - r.get('kept', 0)} / {r.get('convs', 0)}",
-            r.get("seconds", ""),
-            r.get("memory", ""),
-            "yes" if r.get("faithful") is True else str(r.get("faithful", "")),
-            r.get("failed", "passes"),
-            peers.get(r["network"], {"failed": "not run"}).get("failed", "passes"),
-        )
-        for r in sorted(rows, key=lambda r: (r["network"].startswith("timm"), r["network"]))
-    ]
-    headers = (
-        "network",
-        "M params",
-        "trace",
-        "fewer params",
-        "layers reduced",
-        "s",
-        "GiB",
-        "zeroed = reduced",
-        "mbs_fx",
-        "Torch-Pruning",
-    )
-    return (
-        "# Coverage\n\nMade by `python benchmarks/coverage.py` (uniform β = 0.75; "
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}). What is checked is in "
-        "`benchmarks/proof.py`; *s* is analysis, plan and rewrite in a new process, *GiB* the peak memory of all "
-        "checks.\n\n"
-        f"**{len(good)} of {len(rows)} networks pass every check**; in {len(exact)} of them the original with removed "
-        f"channels set to zero gives the reduced network's output (relative difference under 1e-4 in float64); the "
-        "others hold opaque segments or statistics over channels, named in the table. "
-        f"Torch-Pruning prunes {len(pruned)} of {len(peers)}.\n\n" + tabulate(body, headers, tablefmt="github") + "\n"
-    )
 
 
 if __name__ == "__main__":

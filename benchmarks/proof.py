@@ -87,12 +87,13 @@ def random_inputs(gm: nn.Module, plan: mbs_fx.Plan, dtype: torch.dtype) -> tuple
     return arguments_of(plan.input_names, values)
 
 
-def reloads(build: Any, small: GraphModule, inputs: tuple[Tensor, ...]) -> bool:
-    """Plan and weights on disk, beside fresh original code, give the same outputs."""
+def reloads(build: Any, small: GraphModule, inputs: tuple[Tensor, ...], forward: Any = None) -> bool:
+    """Plan and weights on disk, beside fresh original code, give the same outputs; ``forward`` runs the original."""
     with tempfile.TemporaryDirectory() as folder:
         plan, weights = Path(folder, "plan.json"), Path(folder, "weights.safetensors")
         mbs_fx.save(small, plan, weights)
         again = mbs_fx.load(build(), plan, weights)
+    again = again if forward is None else mbs_fx.with_forward(again, forward)
     with torch.no_grad():
         return difference(small.eval()(*inputs), again.eval()(*inputs)) == 0
 

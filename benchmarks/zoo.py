@@ -17,10 +17,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Entry:
-    """How to build a network, and the shape of its input."""
+    """How to build a network, the shape of its input, and what runs its convolutions where its forward has no graph."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    forward: Callable[..., Any] | None = None
 
 
 IMAGE = (2, 3, 128, 128)
@@ -254,17 +255,26 @@ for _folder, _name, _arguments, _shape in (
     _add("spandrel", _name, _spandrel(_folder, _name, **_arguments), _shape)
 
 
-def _backbone(name: str) -> Callable[[], nn.Module]:
-    """The convolutional part of a detector, up to its pyramid of feature maps."""
-    return lambda: _call(f"torchvision.models.detection.{name}", weights=None, weights_backbone=None)().backbone
+def _one_stage(model: Any, x: Any) -> Any:
+    return model.head(list(model.backbone(x).values()))
 
 
-for _name, _size in (
-    ("ssdlite320_mobilenet_v3_large", 320),
-    ("retinanet_resnet50_fpn", 128),
-    ("fcos_resnet50_fpn", 128),
+def _two_stage(model: Any, x: Any) -> Any:
+    features = model.backbone(x)
+    window = nn.functional.adaptive_avg_pool2d(features["0"], 7)
+    return model.rpn.head(list(features.values())), model.roi_heads.box_predictor(model.roi_heads.box_head(window))
+
+
+for _name, _size, _forward in (
+    ("ssdlite320_mobilenet_v3_large", 320, _one_stage),
+    ("ssd300_vgg16", 300, _one_stage),
+    ("retinanet_resnet50_fpn", 128, _one_stage),
+    ("fcos_resnet50_fpn", 128, _one_stage),
+    ("fasterrcnn_mobilenet_v3_large_320_fpn", 128, _two_stage),
+    ("fasterrcnn_resnet50_fpn", 128, _two_stage),
 ):
-    _add("torchvision", f"{_name}.backbone", _backbone(_name), (1, 3, _size, _size))
+    _build = _call(f"torchvision.models.detection.{_name}", weights=None, weights_backbone=None)
+    ZOO[f"torchvision/{_name}"] = Entry(_build, (1, 3, _size, _size), _forward)
 for _name, _size in (("r3d_18", 112), ("mc3_18", 112), ("r2plus1d_18", 112), ("s3d", 224)):
     _add(
         "torchvision", f"video.{_name}", _call(f"torchvision.models.video.{_name}", weights=None), (1, 3, 16, 112, 112)

@@ -53,6 +53,7 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribut
 
 Found = tuple[fx.GraphModule, Verdict, Callable[..., fx.GraphModule]]
 """A graph, what its trials showed, and the function that traced it."""
+
 RESERVED = frozenset(name for name in vars(fx.GraphModule) if not name.startswith("__")) | {"meta", "training", "_code"}
 
 
