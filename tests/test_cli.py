@@ -97,6 +97,10 @@ def test_without_arguments_the_shipped_network_becomes_smaller(run, workplace: P
     assert small.eval()(sample.images()[:2]).shape == (2, 10)
     printed = next(line for line in out.splitlines() if line.startswith("parameters")).partition(";")[0]
     assert printed in (Path(__file__).parents[1] / "README.md").read_text(), "the output that README shows"
+    accuracy = written["accuracy"]
+    assert list(accuracy) == ["original", "inherited", "reconstructed"]
+    assert accuracy["original"] > 0.88 < accuracy["reconstructed"] + 0.05
+    assert "Accuracy is top-1 on 500 test images of CIFAR-10" in out
 
 
 def test_the_files_hold_what_python_would_have_made(run, workplace: Path):

@@ -10,6 +10,7 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import mbs_fx
 from mbs_fx import sample
@@ -116,7 +117,19 @@ def test_the_code_that_is_shown_does_the_same(run, workplace, command):
         ["measure", "--max-images", "16", "--out", "d.json"],
         ["plan", "--density", "given.json", "--max-flops", "80%", "--keep", "conv1", "--beta", "m2=0.8"],
         ["sweep", "--density", "given.json", "--round-to", "4", "--out", "all.json"],
-        ["reduce", "--plan", "plan.json", "--density", "given.json", "--report", "out.html", "--init", "fresh"],
+        [
+            "reduce",
+            "--plan",
+            "plan.json",
+            "--eval",
+            "photos",
+            "--density",
+            "given.json",
+            "--report",
+            "out.html",
+            "--init",
+            "fresh",
+        ],
         ["draw", "net.html", "--density", "given.json", "--plan", "plan.json"],
     ],
     ids=lambda arguments: arguments[0],
@@ -126,6 +139,8 @@ def test_every_option_is_in_the_code_that_is_shown(run, workplace, arguments):
         pytest.importorskip("matplotlib", reason="the extra 'pictures' is not installed")
     mbs_fx.measure(mbs_fx.trace(sample.trained()), sample.images()[:32]).save("given.json")
     run("plan", "--density", "given.json", "--out", "plan.json")
+    (workplace / "photos" / "3").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(workplace / "photos" / "3" / "cat.png")
     given = set(workplace.iterdir())
     torch.manual_seed(0)
     code, out, _ = run(*arguments, "--show-code")

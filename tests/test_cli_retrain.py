@@ -75,7 +75,7 @@ def test_the_network_is_trained_and_written_under_another_name(run, workplace):
     assert document["files"] == ["net-mbs-retrained.json", "net-mbs-retrained.safetensors"]
     assert [epoch["epoch"] for epoch in document["epochs"]] == [1, 2]
     assert document["recipe"]["distill"] == 0.5  # the teacher's share where nothing else is said
-    assert document["epochs"][-1]["accuracy"] is not None  # of photos/val
+    assert document["accuracy"] == {"retrained": document["epochs"][-1]["accuracy"]}  # of photos/val
     assert (workplace / "net-mbs.safetensors").read_bytes() == start
     after = load_file("net-mbs-retrained.safetensors")
     assert any(not torch.equal(after[name], value) for name, value in load_file("net-mbs.safetensors").items())
@@ -90,6 +90,23 @@ def test_the_code_that_is_shown_does_the_same(run, workplace):
         (workplace / name).unlink()
     exec(code, {})
     assert {name: (workplace / name).read_bytes() for name in files} == made
+
+
+def test_a_teacher_needs_no_labels_and_accuracies_add_up(run, workplace):
+    code, out, _ = run("reduce", "net.py:net", "--size", "16", "--beta", "m2=0.6", "--images", "photos/train",
+                       "--eval", "photos/val", "--out", "again")  # fmt: skip
+    assert code == 0
+    assert "Accuracy is top-1 on 8 images of photos/val, classes in the order of their names." in out
+    found = mbs_fx.Plan.from_json("again.json").accuracy
+    assert list(found) == ["original", "inherited", "reconstructed"]
+    taught = ("retrain", "again.json", "net.py:net", "--images", "photos/train", "--teacher", "--epochs", "1")
+    code, out, _ = run(*taught, "--eval", "photos/val", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["recipe"]["lr"] == 0.01  # a smaller first rate from reconstructed weights
+    assert list(document["accuracy"]) == [*found, "retrained"]
+    assert mbs_fx.Plan.from_json("again-retrained.json").accuracy == document["accuracy"]
+    assert "% reconstructed → " in run("retrain", "again-retrained.json", *taught[2:])[1]
 
 
 def test_every_field_of_the_recipe_is_an_option():
@@ -119,6 +136,10 @@ def test_ctrl_c_writes_no_network(run, workplace, monkeypatch):
         (["net-mbs.json", "net.py:net", "--data", "photos", "--epochs", "0"], "epochs is 0"),
         (["net-mbs.json", "net.py:net", "--data", "photos", "--out", "nowhere/x"], "no folder nowhere"),
         (["net-mbs.json", "--data", "photos"], ""),
+        (["net-mbs.json", "net.py:net", "--data", "photos", "--images", "photos"], "not both"),
+        (["net-mbs.json", "net.py:net", "--images", "photos"], "add --teacher"),
+        (["net-mbs.json", "net.py:net", "--images", "photos", "--teacher", "--classes", "net.py"], "no effect"),
+        (["net-mbs.json", "net.py:net", "--data", "photos", "--classes", "net.py"], "class 'dark' stands 0 times"),
         (["absent.json", "net.py:net", "--data", "photos"], "cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -117,6 +117,42 @@ def test_distillation_by_its_formula():
     torch.testing.assert_close(loss_of(options, logits, labels, taught), expected)
 
 
+def test_without_labels_the_teacher_is_imitated_alone():
+    options = recipe(distill=0.3, temperature=2.0)
+    logits, taught = torch.randn(5, 4), torch.randn(5, 4)
+    whole = loss_of(recipe(distill=1.0, temperature=2.0), logits, torch.zeros(5, dtype=torch.long), taught)
+    torch.testing.assert_close(loss_of(options, logits, None, taught), whole)
+    pixels = images().tensors[0]
+    losses = []
+    for data in (
+        pixels,
+        TensorDataset(pixels),
+        DataLoader(pixels, 16, shuffle=True),
+        [{"image": pixels, "of": "a"}] * 4,
+    ):
+        model = net()
+        result = mbs_fx.retrain(model, data, images(seed=1), recipe(average=0.9), teacher=net(seed=3))
+        losses.append(result.epochs[-1].loss)
+        assert result.epochs[-1].loss < result.epochs[0].loss
+    assert losses[0] == losses[1]
+
+
+def test_reconstructed_weights_begin_with_a_smaller_rate(monkeypatch):
+    pixels, gm = images().tensors[0], mbs_fx.trace(net(width=12).eval(), torch.zeros(2, 3, 8, 8))
+    started = []
+
+    def stop(made, *_arguments):
+        started.append(made)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mbs_fx.training.retrain.optimizer_of", stop)
+    for reconstruct in (None, False):
+        small = mbs_fx.reduce(gm, pixels, betas={0: 0.5}, reconstruct=reconstruct)
+        with pytest.raises(KeyboardInterrupt):
+            mbs_fx.retrain(small, images())
+    assert [made.lr for made in started] == [0.01, 0.1]
+
+
 def test_teacher_stays_as_it_was():
     teacher = net(seed=3).train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}

@@ -75,6 +75,7 @@ class Endless(IterableDataset):
         ([(PIXELS, LABELS, LABELS)], "a batch holds Tensor, Tensor, Tensor"),
         ([{"image": PIXELS, "depth": PIXELS, "label": LABELS}], "a dict with keys image, depth, label"),
         ([{"image": PIXELS}], "a dict with keys image"),
+        (PIXELS, r"a batch is a Tensor; give \(images, labels\), or images alone and a teacher"),
     ],
 )
 def test_what_is_no_training_set(train, message):

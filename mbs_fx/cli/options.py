@@ -94,6 +94,27 @@ Z = Annotated[
         rich_help_panel=AMOUNT,
     ),
 ]
+Eval = Annotated[
+    Path | None,
+    typer.Option(
+        "--eval",
+        metavar="DIR|CSV",
+        exists=True,
+        help="Labelled images to test on, before and after: a folder per class, or a CSV of file names and labels.",
+        rich_help_panel=INPUT,
+    ),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Names of all classes, one a line, in the order of the outputs. Default: the classes' names are numbers, "
+        "or as many as there are outputs, in the order of the names.",
+        rich_help_panel=INPUT,
+    ),
+]
 Settled = Annotated[
     list[float] | None,
     typer.Option(

@@ -9,21 +9,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mbs_fx.cli import options
+from mbs_fx.cli.evaluation import evaluate, requested
 from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, more, outputs, partial, require_free
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mbs_fx.results.density import Density
     from mbs_fx.results.plan import Plan
     from mbs_fx.results.reconstruction import Reconstruction
     from mbs_fx.results.speed import Bench
 
+SUFFIXES = (".json", ".safetensors")
 NOTHING = 3
 """The exit code where every width stays."""
 
@@ -38,6 +44,8 @@ def reduce(
     max_images: options.MaxImages = None,
     workers: options.Workers = None,
     on_bad_image: options.BadImage = None,
+    eval_: options.Eval = None,
+    classes: options.Classes = None,
     device: options.Device = None,
     z: options.Z = None,
     plan: Annotated[
@@ -107,31 +115,60 @@ def reduce(
         check_reading(model, images, density, device, asked, batch=batch, **reading)
     exported = _export_target(export, force)
     session = Session(model, weights, size, opaque, device=device)
-    paths = outputs(out, f"{session.source.name}-mbs", (".json", ".safetensors"), force)
+    test = requested(session, eval_, classes)
+    wanted = Wanted(outputs(out, f"{session.source.name}-mbs", SUFFIXES, force), report, exported, force, bench)
     if made is None:
-        beside = partial(paths[0].parent, f"{session.source.name}-density")
+        beside = partial(wanted.paths[0].parent, f"{session.source.name}-density")
         found = session.measure(images, density, z, beside, batch_size=batch, **reading)
         made = session.plan(found, asked)
     else:
         session.say("plan", f"mbs_fx.Plan.from_json({str(plan)!r})")
         found = session.load(density)
-    small: Any = session.reduced(made, init, criterion, reconstruct, workers)
-    made, refit = mbs_fx.plan_of(small), small.meta.get("mbs_reconstruction")
+    networks = session.reduced(made, init, criterion, reconstruct, workers)
+    made = mbs_fx.plan_of(list(networks.values())[-1])
     if all(made.widths.get(path, width) == width for path, width in made.before.items()):
         _nothing(session, made, as_json)
+    if test is not None:
+        evaluate(session, test, networks)
+    text, document = _written(session, networks, found, wanted, "" if test is None else test.words)
+    session.tell(text, document, as_json, show_code)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is written and measured once the network is there."""
+
+    paths: tuple[Path, ...]
+    report: Path | None
+    exported: tuple[Path, ...]
+    force: bool
+    bench: bool
+
+
+def _written(
+    session: Session, networks: Mapping[str, nn.Module], density: Density | None, wanted: Wanted, tested: str
+) -> tuple[str, dict[str, Any]]:
+    """Write the files; what there is to say about them, as text and as JSON."""
+    import mbs_fx
+
+    weights, small = list(networks.items())[-1]
+    paths = wanted.paths
     mbs_fx.save(small, *paths)
     session.say("", f"mbs_fx.save(small, {str(paths[0])!r}, {str(paths[1])!r})")
+    found: Any = small
+    plan, refit = mbs_fx.plan_of(small), found.meta.get("mbs_reconstruction")
     files, loading = [*paths], _code(session.source.code, paths)
-    if report is not None:
-        files.append(_reported(session, found, made, report, loading))
-    files += _exported(session, small, exported, force)
-    timings = _timed(session, small) if bench else None
-    document = {"plan": json.loads(made.to_json()), "files": list(map(str, files)), "code": loading}
+    timings = _timed(session, small) if wanted.bench else None
+    if wanted.report is not None:
+        files.append(_reported(session, density, plan, wanted.report, loading))
+    files += _exported(session, small, wanted.exported, wanted.force)
+    document: dict[str, Any] = {"plan": json.loads(plan.to_json()), "files": list(map(str, files)), "code": loading}
+    document["accuracy"] = {"is": tested, **plan.accuracy} if tested else None
     document["reconstruction"] = None if refit is None else refit.to_dict()
-    text = _text(made, refit, files, init, loading)
+    text = _text(plan, refit, files, weights, loading, tested)
     if timings is not None:
         document["bench"], text = json.loads(timings.to_json()), f"{text}\n\n{timings}"
-    session.tell(text, document, as_json, show_code)
+    return text, document
 
 
 def _check(init: str, criterion: str | None, plan: Path | None, given: dict[str, Any]) -> None:
@@ -208,15 +245,17 @@ def _code(model: tuple[str, ...], paths: tuple[Path, ...]) -> tuple[str, ...]:
     return ("import mbs_fx", *model, f"small = mbs_fx.load(model, {plan!r}, {weights!r})")
 
 
-def _text(plan: Plan, refit: Reconstruction | None, files: list[Path], init: str, code: tuple[str, ...]) -> str:
+def _text(
+    plan: Plan, refit: Reconstruction | None, files: list[Path], weights: str, code: tuple[str, ...], tested: str
+) -> str:
     """The plan, how well the weights were reconstructed, what was written, and how to load it."""
-    how = "reconstructed" if refit is not None else "inherited" if init == "inherit" else init
     others = "".join(f", {path}" for path in files[2:])
     lines = [
         str(plan),
         "",
+        *([f"Accuracy is {tested}.", ""] if tested else []),
         *([] if refit is None else [refit.summary(), ""]),
-        f"Wrote {files[0]} (plan), {files[1]} (weights, {how}: retrain them){others}. In Python:",
+        f"Wrote {files[0]} (plan), {files[1]} (weights, {weights}: retrain them){others}. In Python:",
         "",
     ]
     return "\n".join([*lines, *(f"    {line}" for line in code)])

@@ -1,7 +1,8 @@
 """``mbs-fx retrain``: train what ``mbs-fx reduce`` wrote, on a folder of labelled images, and write it again.
 
-- The data are ``FOLDER/CLASS/*``, or ``FOLDER/train/CLASS/*`` with ``FOLDER/val/CLASS/*`` to test on.  Classes are
-  numbered in the order of their names, which must be the order of the network's outputs.
+- The data are ``FOLDER/CLASS/*``, or ``FOLDER/train/CLASS/*`` with ``FOLDER/val/CLASS/*`` to test on, or CSV files of
+  names and labels.  Which output a class is, stands in `mbs_fx.folder`.
+- With ``--teacher`` any images will do, without labels: ``--images FOLDER``.
 - The fields of `mbs_fx.Recipe` are options of the same names; what is not given is the paper's.
 """
 
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mbs_fx.cli import options
-from mbs_fx.cli.session import INTERRUPTED, SHIPPED, applied, more, outputs, written
+from mbs_fx.cli.evaluation import labelled_images
+from mbs_fx.cli.session import INTERRUPTED, SHIPPED, applied, made_by, more, outputs, written
 from mbs_fx.errors import MBSError
+from mbs_fx.results.tables import accuracy_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,12 +42,20 @@ def retrain(
     model: options.Model = SHIPPED,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Images to train on, a folder per class.", rich_help_panel=options.INPUT),
+        typer.Option(
+            metavar="DIR|CSV",
+            help="Images to train on: a folder per class, or a CSV of file names and labels.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = None,
-    test: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Images to test on, a folder per class.", rich_help_panel=options.INPUT),
+        typer.Option(
+            metavar="DIR", help="Images without labels, at any depth, for --teacher.", rich_help_panel=options.INPUT
+        ),
     ] = None,
+    eval_: options.Eval = None,
+    classes: options.Classes = None,
     start: Annotated[
         Path | None,
         typer.Option(
@@ -100,20 +111,20 @@ def retrain(
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
-    """Retrain a reduced network on labelled images; by default as the paper does."""
-    recipe = _recipe(
-        epochs=epochs, batch=batch, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
-        schedule=schedule, drops=tuple(drops) if drops else None, label_smoothing=label_smoothing, distill=distill,
-        temperature=temperature, average=average, precision=precision, channels_last=channels_last,
-        compile=compile_, seed=seed,
-    )  # fmt: skip
-    if data is None:
-        raise MBSError("retraining needs labelled images: name a folder that has a folder per class with --data DIR")
+    """Retrain a reduced network on labelled images, or by its teacher; by default as the paper does."""
     start = start or plan.with_suffix(".safetensors")
+    recipe = _recipe(
+        epochs=epochs, batch=batch, lr=_first_rate(lr, start), momentum=momentum, nesterov=nesterov,
+        weight_decay=weight_decay, schedule=schedule, drops=tuple(drops) if drops else None,
+        label_smoothing=label_smoothing, distill=distill, temperature=temperature, average=average,
+        precision=precision, channels_last=channels_last, compile=compile_, seed=seed,
+    )  # fmt: skip
+    _check(data, images, teacher)
     paths = outputs(out or plan.with_name(f"{plan.stem}-retrained"), plan.stem, (".json", ".safetensors"))
     code = Code()
     arguments = {"device": device, "checkpoint": checkpoint, "log": log, "workers": workers}
-    small, sets, source = _network(code, model, weights if teacher else "none", plan, start, data, test)
+    small, source = _network(code, model, weights if teacher else "none", plan, start)
+    sets = _sets(code, small, source, data, images, eval_, classes)
     try:
         result = _trained(code, small, sets, recipe, source.model if teacher else None, **arguments)
     except KeyboardInterrupt:
@@ -123,6 +134,27 @@ def retrain(
     _finish(code, small, result, paths, as_json, show_code)
 
 
+def _first_rate(lr: float | None, start: Path) -> float | None:
+    """The learning rate at the start: a smaller one from reconstructed weights, where none is given."""
+    from mbs_fx.rewriting.saving import is_refitted
+    from mbs_fx.training.recipe import REFITTED
+
+    return REFITTED if lr is None and is_refitted(start) else lr
+
+
+def _check(data: Path | None, images: Path | None, teacher: bool) -> None:
+    """Refuse images that nothing can be learned from."""
+    if data is not None and images is not None:
+        raise MBSError("give --data or --images, not both")
+    if images is not None and not teacher:
+        raise MBSError(f"--images {images}: images without labels teach nothing by themselves: add --teacher")
+    if data is None and images is None:
+        raise MBSError(
+            "retraining needs labelled images, --data DIR with a folder per class, or any images and --teacher: "
+            "--images DIR"
+        )
+
+
 class Code(list[str]):
     """The Python that does the same, line by line."""
 
@@ -130,35 +162,50 @@ class Code(list[str]):
         self.extend(lines)
 
 
-def _network(
-    code: Code, model: str, weights: str | None, plan: Path, start: Path, data: Path, test: Path | None
-) -> tuple[nn.Module, tuple[Any, Any], Source]:
-    """The reduced network with its weights, the images, and the original."""
+def _network(code: Code, model: str, weights: str | None, plan: Path, start: Path) -> tuple[nn.Module, Source]:
+    """The reduced network with its weights, and the original."""
     import mbs_fx
-    from mbs_fx.folder import labelled
-    from mbs_fx.models import load_weights, resolve
+    from mbs_fx.models import resolve
 
     made, size = applied(plan, None)
     source = resolve(model, weights)
-    preparation = dataclasses.replace(source.preparation, size=size)
-    small: Any = mbs_fx.rewrite(source.model, made)
-    load_weights(small, start)
-    train, test = (data / "train", test or data / "val") if (data / "train").is_dir() else (data, test)
-    sets = labelled(train, preparation, augment=True), None if test is None else labelled(test, preparation)
+    small: Any = mbs_fx.load(source.model, made, start)
     code.say(
-        "from dataclasses import replace",
         "import mbs_fx",
-        "from mbs_fx.folder import labelled",
-        "from mbs_fx.models import load_weights, resolve",
+        "from mbs_fx.folder import Preparation, folder, labelled",
+        "from mbs_fx.models import resolve",
         "",
         f"source = resolve({written(model, weights=weights)})",
-        f"preparation = replace(source.preparation, size={size})",
-        f"small = mbs_fx.rewrite(source.model, mbs_fx.Plan.from_json({str(plan)!r}))",
-        f"load_weights(small, {str(start)!r})",
-        f"train = labelled({str(train)!r}, preparation, augment=True)",
-        "test = None" if test is None else f"test = labelled({str(test)!r}, preparation)",
+        f"small = mbs_fx.load(source.model, {str(plan)!r}, {str(start)!r})",
     )
-    return small, sets, source
+    return small, dataclasses.replace(source, preparation=dataclasses.replace(source.preparation, size=size))
+
+
+def _sets(
+    code: Code,
+    small: nn.Module,
+    source: Source,
+    data: Path | None,
+    images: Path | None,
+    test: Path | None,
+    classes: Path | None,
+) -> tuple[Any, Any]:
+    """What to train and to test on."""
+    from mbs_fx.folder import folder
+
+    if data is not None and (data / "train").is_dir():
+        data, test = data / "train", test or data / "val"
+    if classes is not None and data is None and test is None:
+        raise MBSError(f"--classes {classes}: no effect without labelled images")
+    if data is not None:
+        train, call = labelled_images(data, source.preparation, classes, small, augment=True)
+    else:
+        train = folder(images or "", source.preparation, augment=True)
+        call = f"folder({str(images)!r}, {made_by(source.preparation)}, augment=True)"
+    code.say(f"train = {call}")
+    tested, call = (None, "None") if test is None else labelled_images(test, source.preparation, classes, small)
+    code.say(f"test = {call}")
+    return train, tested
 
 
 def _trained(
@@ -189,9 +236,12 @@ def _finish(
         print("\n".join(code))
     elif as_json:
         epochs = [dataclasses.asdict(epoch) for epoch in result.epochs]
-        print(json.dumps({"recipe": result.recipe.plain(), "epochs": epochs, "files": files}))
+        accuracy = dict(mbs_fx.plan_of(small).accuracy)
+        print(json.dumps({"recipe": result.recipe.plain(), "epochs": epochs, "accuracy": accuracy, "files": files}))
     else:
-        print(f"{result}\n\nWrote {files[0]} (plan), {files[1]} (weights).")
+        accuracy = mbs_fx.plan_of(small).accuracy
+        below = f"\n\naccuracy {accuracy_text(accuracy)}" if accuracy else ""
+        print(f"{result}{below}\n\nWrote {files[0]} (plan), {files[1]} (weights).")
 
 
 def _recipe(**given: Any) -> Recipe:

@@ -116,7 +116,7 @@ class Session:
         from mbs_fx.folder import folder
 
         if images is not None:
-            prepared, bad = _made(self.preparation), on_bad_image or "raise"
+            prepared, bad = made_by(self.preparation), on_bad_image or "raise"
             self.code[2:2] = ["from mbs_fx.folder import Preparation, folder"]
             self.say("images", f"folder({str(images)!r}, {prepared}{more(on_bad_image=on_bad_image)})")
             return folder(images, self.preparation, bad)
@@ -156,8 +156,11 @@ class Session:
 
     def reduced(
         self, made: mbs_fx.Plan, init: str, criterion: str | None, reconstruct: bool, workers: int | None
-    ) -> nn.Module:
-        """The network of a plan; where images were read and weights are inherited, reconstructed from them."""
+    ) -> dict[str, nn.Module]:
+        """The network of a plan by what its weights are, the last one that asked for.
+
+        Where images were read and weights are inherited, it is reconstructed from them.
+        """
         import mbs_fx
         from mbs_fx.rewriting.selection import BY_IMAGES
 
@@ -170,11 +173,12 @@ class Session:
             self.say("plan", f"mbs_fx.choose_channels(gm, plan, images{more(**how)})")
         criterion = "l1" if on_images or criterion is None else criterion
         small = mbs_fx.rewrite(self.source.model, made, init=init, criterion=criterion)
-        self.say("small", f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})")
+        rewrite = f"mbs_fx.rewrite(source.model, plan, init={init!r}, criterion={criterion!r})"
+        self.say("inherited" if refitted else "small", rewrite)
         if not refitted:
-            return small
-        self.say("small", f"mbs_fx.reconstruct(small, gm, images{more(**given)})")
-        return mbs_fx.reconstruct(small, self.gm, self.seen, **given)
+            return {"inherited" if init == "inherit" else "fresh": small}
+        self.say("small", f"mbs_fx.reconstruct(inherited, gm, images{more(**given)})")
+        return {"inherited": small, "reconstructed": mbs_fx.reconstruct(small, self.gm, self.seen, **given)}
 
     def tell(self, text: str, document: Any, as_json: bool, show_code: bool) -> None:
         """Print a result as text or as JSON, or the Python that makes it."""
@@ -282,5 +286,6 @@ def more(**named: Any) -> str:
     return "".join(f", {name}={value!r}" for name, value in named.items() if value is not None)
 
 
-def _made(preparation: Preparation) -> str:
+def made_by(preparation: Preparation) -> str:
+    """The Python that makes a preparation."""
     return f"Preparation({preparation.size}, {preparation.mean}, {preparation.std})"

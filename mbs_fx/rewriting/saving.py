@@ -24,19 +24,40 @@ from mbs_fx.tracing.given_forward import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
+WEIGHTS, REFITTED = "mbs_fx.weights", "reconstructed"
+"""What a file of weights says of them, and the word for reconstructed ones."""
+
 
 def save(small: nn.Module, plan: str | Path, weights: str | Path) -> None:
     """Write the plan (JSON) and the weights (safetensors) of a reduced network, each as a whole or not at all.
 
-    A wrapper around the network (torch.compile, DataParallel, AveragedModel) is no part of what is written.
+    A wrapper around the network (torch.compile, DataParallel, AveragedModel) is no part of what is written.  Weights
+    that were reconstructed say so in the file's metadata.
     """
     from safetensors.torch import save_file
 
     network = unwrapped(small)
     text = plan_of(network).to_json()
     state = _distinct(state_of(network.state_dict()))
-    write_atomically(weights, lambda path: save_file(state, path))
+    said = {WEIGHTS: REFITTED} if "mbs_reconstruction" in _meta_of(network) else None
+    write_atomically(weights, lambda path: save_file(state, path, said))
     write_atomically(plan, lambda path: path.write_text(text))
+
+
+def _meta_of(network: nn.Module) -> Mapping[str, Any]:
+    held = getattr(network, "meta", {})
+    return held if isinstance(held, Mapping) else {}
+
+
+def is_refitted(weights: str | Path) -> bool:
+    """Whether a file of weights says that they were reconstructed."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "pt") as file:
+            return (file.metadata() or {}).get(WEIGHTS) == REFITTED
+    except (SafetensorError, OSError):
+        return False
 
 
 def _distinct(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

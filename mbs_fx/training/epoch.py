@@ -26,7 +26,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.batches import drawing
 from mbs_fx.training.checkpoint import Run
-from mbs_fx.training.losses import check_answer, check_labels, hits, loss_of, opened
+from mbs_fx.training.losses import check_answer, check_labels, hits, loss_of, opened, without_labels
 from mbs_fx.training.recipe import Recipe
 from mbs_fx.training.result import Epoch
 
@@ -47,12 +47,20 @@ class Setting:
     show: bool | None
     whole: bool = False
 
-    def place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch on the device, in the memory order of the recipe."""
+    def images(self, images: Tensor) -> Tensor:
+        """Images on the device, in the memory order of the recipe."""
         layout = LAYOUTS.get(images.dim()) if self.recipe.channels_last else None
         images = images.to(self.device, non_blocking=True)
-        images = images if layout is None else images.contiguous(memory_format=layout)
-        return images, labels.to(self.device, non_blocking=True)
+        return images if layout is None else images.contiguous(memory_format=layout)
+
+    def place(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch on the device."""
+        return self.images(images), labels.to(self.device, non_blocking=True)
+
+    def open(self, batch: Any, where: str) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of a batch; a teacher can do without labels."""
+        alone = None if self.teacher is None else without_labels(batch, where, self.whole)
+        return (alone, None) if alone is not None else opened(batch, where, self.whole)
 
     def autocast(self) -> Any:
         """bfloat16 where the recipe and the hardware have it."""
@@ -91,7 +99,7 @@ def _pass(run: Run, setting: Setting, batches: Any, number: int, checkpoint: str
         if step > run.steps:
             break
         where = f"epoch {number}, step {step}"
-        x, y = opened(batch, where, setting.whole)
+        x, y = setting.open(batch, where)
         if number == step == 1:
             warn_of_pixels(x, "retrain")
         total += _step(run, setting, x, y, where)
@@ -129,22 +137,22 @@ def _agree(run: Run, ranks: Ranks) -> None:
                 dist.broadcast(buffer, 0)
 
 
-def _step(run: Run, setting: Setting, images: Tensor, labels: Tensor, where: str) -> Tensor:
+def _step(run: Run, setting: Setting, images: Tensor, labels: Tensor | None, where: str) -> Tensor:
     """One step of the optimiser; the loss, still on the device."""
-    cheap, held = not run.epochs or labels.device.type == "cpu", labels
-    images, labels = setting.place(images, labels)
-    taught = None
+    count, taught = len(images), None
+    images = setting.images(images)
     with setting.autocast():
         logits = setting.forward(images)
-        check_answer(logits, len(held), where)
-        if cheap:
-            check_labels(held, logits.shape[1], where)
+        check_answer(logits, count, where)
+        if labels is not None and (not run.epochs or labels.device.type == "cpu"):
+            check_labels(labels, logits.shape[1], where)
         if setting.teacher is not None:
             with torch.no_grad():
                 taught = setting.teacher(images)
-            check_answer(taught, len(held), where, "teacher")
+            check_answer(taught, count, where, "teacher")
             if taught.shape != logits.shape:
                 raise MBSError(f"{where}: the teacher tells {taught.shape[1]} classes apart, not {logits.shape[1]}")
+    labels = None if labels is None else labels.to(setting.device, non_blocking=True)
     loss = loss_of(setting.recipe, logits, labels, taught)
     run.optimizer.zero_grad()
     loss.backward()

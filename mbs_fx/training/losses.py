@@ -1,7 +1,8 @@
 """What is minimised, and what is reported: losses and accuracy of classifiers.
 
 - The loss is cross entropy with the labels, and with ``distill`` also the teacher's softened answers
-  (Hinton, Vinyals and Dean, 2015): (1 - a) CE + a T² KL(teacher/T ‖ network/T).
+  (Hinton, Vinyals and Dean, 2015): (1 - a) CE + a T² KL(teacher/T ‖ network/T).  Images without labels have the
+  second term alone.
 - Accuracy is the share of images whose largest logit is the label's.
 - A batch is (images, labels), a class number for each image; or a dict that holds one tensor of each.
 """
@@ -24,15 +25,17 @@ from mbs_fx.shapes.graph_inputs import noted_inputs
 from mbs_fx.training.recipe import Recipe
 
 
-def loss_of(recipe: Recipe, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-    """The loss of one batch, in float32; ``taught`` holds the teacher's logits (N, classes)."""
+def loss_of(recipe: Recipe, logits: Tensor, labels: Tensor | None, taught: Tensor | None) -> Tensor:
+    """The loss of one batch, in float32, by its labels, by the teacher's logits (N, classes), or by both."""
     logits = logits.float()
-    labelled = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     if taught is None:
-        return labelled
+        assert labels is not None  # `opened` sees to it
+        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     soft, target = (F.log_softmax(x / recipe.temperature, 1) for x in (logits, taught.float()))
     imitated = F.kl_div(soft, target, reduction="batchmean", log_target=True) * recipe.temperature**2
-    return labelled.lerp(imitated, recipe.distill)
+    if labels is None:
+        return imitated
+    return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing).lerp(imitated, recipe.distill)
 
 
 def takes_whole_numbers(model: nn.Module) -> bool:
@@ -44,17 +47,33 @@ def takes_whole_numbers(model: nn.Module) -> bool:
     return noted is not None and bool(noted.types)
 
 
+def without_labels(batch: Any, where: str, whole: bool = False) -> Tensor | None:
+    """The images of a batch that holds nothing else; None where it does."""
+    parts: Any = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    tensors = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Iterable) else []
+    if len(tensors) != 1:
+        return None
+    return _checked(tensors[0], where, whole)
+
+
+def _checked(images: Tensor, where: str, whole: bool) -> Tensor:
+    if not images.is_floating_point() and not whole:
+        raise MBSError(f"{where}: images are {images.dtype}; give floating-point images, normalised")
+    return images
+
+
 def opened(batch: Any, where: str, whole: bool = False) -> tuple[Tensor, Tensor]:
     """Images and labels of a batch, the labels int64; ``whole``: images may be whole numbers."""
     if not isinstance(batch, list | tuple | Mapping):
-        raise MBSError(f"{where}: a batch is a {type(batch).__name__}; give (images, labels)")
+        raise MBSError(
+            f"{where}: a batch is a {type(batch).__name__}; give (images, labels), or images alone and a teacher"
+        )
     parts: Any = _pair(batch, where) if isinstance(batch, Mapping) else batch
     if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
         types = ", ".join(type(part).__name__ for part in parts)
         raise MBSError(f"{where}: a batch holds {types}; give (images, labels), two tensors")
     images, labels = parts
-    if not images.is_floating_point() and not whole:
-        raise MBSError(f"{where}: images are {images.dtype}; give floating-point images, normalised")
+    _checked(images, where, whole)
     if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise MBSError(
             f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)} for {len(images)} images; give a "

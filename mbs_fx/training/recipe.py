@@ -37,7 +37,7 @@ class Recipe:
             falls to almost nothing.
         drops: shares of all steps after which "steps" divides.
         label_smoothing: share of the label spread over all classes.
-        distill: weight of the teacher's answers against the labels', 0 to 1.
+        distill: weight of the teacher's answers against the labels', 0 to 1; of images without labels, all of it.
         temperature: both networks' logits are divided by it before the teacher's are imitated.
         average: decay per step of an averaged copy (EMA) of the weights, which is what training then returns;
             None for none.
@@ -93,6 +93,10 @@ class Recipe:
 
 def _whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and value >= least
+
+
+REFITTED = 0.01
+"""The learning rate at the start from reconstructed weights, where none is given: 0.1 would undo what they hold."""
 
 
 def optimizer_of(recipe: Recipe, parameters: Any) -> Optimizer:

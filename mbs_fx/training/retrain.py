@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mbs_fx.errors import MBSError
+from mbs_fx.reconstruction.networks import MADE
 from mbs_fx.rewriting.carried_plan import carry_accuracy, plan_in
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.precision import fast_dtype
@@ -32,7 +33,7 @@ from mbs_fx.training.batches import testing_batches, training_batches
 from mbs_fx.training.checkpoint import Run
 from mbs_fx.training.epoch import Setting, one_epoch
 from mbs_fx.training.losses import takes_whole_numbers
-from mbs_fx.training.recipe import Recipe, optimizer_of, schedule_of
+from mbs_fx.training.recipe import REFITTED, Recipe, optimizer_of, schedule_of
 from mbs_fx.training.result import Training, append, append_line, epoch_line
 
 TIMEOUT = 1800.0
@@ -60,9 +61,10 @@ def retrain(
         train: a map-style data set of (image, label), a DataLoader, or a collection of batches (images, labels)
             that can be read once an epoch; images normalised.  Items may be dicts that hold one of each.
         test: the same; read after every epoch.
-        recipe: what is trained and how; the paper's when absent.
+        recipe: what is trained and how; the paper's when absent, from reconstructed weights with a tenth of its
+            learning rate.
         teacher: the original network, imitated with weight ``recipe.distill`` (0.5 where the recipe leaves it
-            at 0).
+            at 0); then ``train`` may also be images without labels.
         device: where to train; a GPU where there is one when absent, under torchrun the one of this process.
         checkpoint: written after every epoch; a run that was killed goes on from it, and ends in
             the same bits where the device computes the same twice.
@@ -79,7 +81,8 @@ def retrain(
             or recipe, a loss that is no number, a disk that is full.
 
     """
-    recipe = _recipe(recipe or Recipe(), teacher)
+    refitted = MADE in getattr(model, "meta", {})
+    recipe = _recipe(recipe or (Recipe(lr=REFITTED) if refitted else Recipe()), teacher)
     where = usable(device)
     with join(TIMEOUT) as ranks, torch.cuda.device(where) if where.type == "cuda" else nullcontext():
 
