@@ -1,6 +1,7 @@
 """Two networks side by side: what is run, what is said, what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,3 +79,41 @@ def test_the_table():
     )
     assert "3 (2 to 4)" in text
     assert "3.0 → 1.5" in text
+
+
+class Watch:
+    """Stands for torch's timer: the seconds of each run of the two networks, in the order of the calls."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, statement, **settings):
+        return self
+
+    def timeit(self, number):
+        return SimpleNamespace(mean=next(self.seconds))
+
+
+def slowed(ratios):
+    """Times of a network and of one that is ratio times as fast, while the machine gets slower and slower."""
+    yield from (1.0, 1.0)  # how long a run is
+    for turn, ratio in enumerate(ratios):
+        pair = (1.0 + turn, (1.0 + turn) / ratio)
+        yield from pair if turn % 2 == 0 else pair[::-1]
+
+
+def test_turns_end_when_the_ratio_is_settled(pair, monkeypatch):
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.Timer", Watch(slowed([1.0, 3.0, 2.0, *[2.0] * 6])))
+    found = mbs_fx.bench(*pair, batch_sizes=[1], repetitions=3)
+    assert found.timings[0].turns == 6  # the quartiles of six lie at 2
+    assert found.timings[0].ratio.median == 2
+    assert found.timings[0].error == 0
+    assert "too noisy" not in str(found)
+
+
+def test_a_noisy_machine_is_named(pair, monkeypatch):
+    monkeypatch.setattr("mbs_fx.benchmarking.bench.Timer", Watch(slowed([1.0, 3.0, 2.0] * 16)))
+    found = mbs_fx.bench(*pair, batch_sizes=[1], repetitions=3)
+    assert found.timings[0].turns == 48
+    assert f"too noisy: ratios are known to ± {found.timings[0].error:.1%}" in str(found)
+    assert json.loads(found.to_json())["timings"][0]["turns"] == 48

@@ -131,6 +131,13 @@ class Clock:
         return self.share
 
 
+class OfTheFirst(Clock):
+    """The time of the original alone is known badly."""
+
+    def error(self, plan):
+        return self.share * (plan.reduction == 0)
+
+
 def test_a_noisy_machine_is_named(gm):
     analysis = mbs_fx.analyze(gm, SHAPE)
     settled, noisy = (mbs_fx.plan(analysis, max_latency_ms="70%", latency=Clock(e)) for e in (0.0, 0.2))
@@ -138,6 +145,16 @@ def test_a_noisy_machine_is_named(gm):
     assert not any("too noisy" in note for note in settled.notes)
     assert any("too noisy" in note and "± 20.0%" in note for note in noisy.notes)
     assert any("falls in steps" in note for note in settled.notes)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_the_original_takes_counts_where_the_budget_is_an_amount(gm, share):
+    """A share is one of the original, beside which every candidate is timed."""
+    analysis = mbs_fx.analyze(gm, SHAPE)
+    whole = mbs_fx.plan(analysis, betas={})
+    budget = "70%" if share else 0.7 * whole.flops[0] / 5e5
+    plan = mbs_fx.plan(analysis, max_latency_ms=budget, latency=OfTheFirst(0.2))
+    assert any("too noisy" in note for note in plan.notes) is not share
 
 
 def test_every_candidate_is_shown(gm, plan, capsys):

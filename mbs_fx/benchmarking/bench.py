@@ -3,7 +3,8 @@
 Semantics
 - `torch.utils.benchmark` times; on an accelerator it waits for the result.
 - The two networks take turns, and the order within a turn alternates.  The ratio is the median over turns: what slows
-  the machine for a while slows both.
+  the machine for a while slows both.  Turns go on until its standard error is `SETTLED`, `MOST` times as many as asked
+  for at the most; a result that is not settled says so.
 - Eval mode, no gradients, random inputs of the shapes that the plan was made for.  Neither network is changed.
 - Peak memory: on an accelerator what the allocator held at the most during a run; elsewhere the bytes of the weights
   and the feature maps, by the plan, where the small network carries one.
@@ -20,7 +21,7 @@ from torch.utils.benchmark import Timer
 
 from mbs_fx.benchmarking.backends import Run, check_backends, prepared
 from mbs_fx.errors import MBSError
-from mbs_fx.results.speed import Bench, Spread, Timing
+from mbs_fx.results.speed import SETTLED, Bench, Spread, Timing
 from mbs_fx.rewriting.carried_plan import plan_in
 from mbs_fx.rewriting.weights import unwrapped
 from mbs_fx.runtime.devices import usable
@@ -28,8 +29,11 @@ from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.check import copied
 from mbs_fx.tracing.example import example_of, is_shape, place_and_dtype
 
-BLOCK = 0.05
+BLOCK = 0.02
 """Seconds that one network runs in a turn, at least; short runs are repeated."""
+
+MOST = 16
+"""Turns at the most, in multiples of those that were asked for."""
 
 
 def bench(
@@ -53,7 +57,7 @@ def bench(
         threads: threads on the CPU; None as torch has it.
         device: where; None where the parameters of ``small`` are.
         backends: "eager", "compile" (torch.compile), "onnxruntime".
-        repetitions: turns.
+        repetitions: turns; more are taken until the ratio is settled.
 
     Returns:
         A `Bench`, which prints as a table.
@@ -106,12 +110,15 @@ def _timing(
     timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in runs]
     numbers = [max(1, round(BLOCK / max(timer.timeit(2).mean, 1e-9))) for timer in timers]
     times: tuple[list[float], list[float]] = [], []
-    for turn in range(repetitions):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times[which].append(timers[which].timeit(numbers[which]).mean * 1e3)
-    ratios = [before / after for before, after in zip(*times, strict=True)]
+    ratios: list[float] = []
+    while len(ratios) < MOST * repetitions and (not ratios or Spread.error(ratios) > SETTLED):
+        for _ in range(repetitions):
+            for which in (0, 1) if len(ratios) % 2 == 0 else (1, 0):
+                times[which].append(timers[which].timeit(numbers[which]).mean * 1e3)
+            ratios.append(times[0][-1] / times[1][-1])
+    before, after, ratio = map(Spread.of, (*times, ratios))
     memory = _memory(pair, runs, batch)
-    return Timing(backend, batch, threads, Spread.of(times[0]), Spread.of(times[1]), Spread.of(ratios), memory)
+    return Timing(backend, batch, threads, before, after, ratio, memory, Spread.error(ratios), len(ratios))
 
 
 def _memory(pair: Sequence[nn.Module], runs: Sequence[Run], batch: int) -> tuple[int, int] | None:

@@ -7,7 +7,8 @@ Semantics
 - Widths are whole numbers, so the plans along E_base are finitely many.  The budgets pick the largest E_base at which
   all of them hold.
 - A share ("50%") is of the original network's cost.
-- Latency is found by bisection over the plans that meet the other budgets: it is taken to grow with E_base.
+- Latency is found by bisection over the plans that meet the other budgets: it is taken to grow with E_base.  Where a
+  time lies too near the budget for its standard error, the plan says that another search may find another plan.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ COUNTED = ("params", "flops", "model_bytes")
 
 _CHUNK = 512
 """Plans that are computed at once."""
+
+_CLEAR = 3
+"""Standard errors between a time and the budget from which on another search would find the same."""
 
 
 @runtime_checkable
@@ -150,16 +154,20 @@ def _fast_enough(
     problem: Problem, ends: Floats, most: float | None, budgets: Budgets, latency: Callable[[Plan], float]
 ) -> Plan:
     """The plan at the first E_base whose network is fast enough, by bisection; that of the last is the smallest."""
-    before = latency(original(problem))
+    whole = original(problem)
+    before = latency(whole)
     limit = budgets.limit("latency_ms", before)
+    share = str(budgets.latency_ms).strip().endswith("%")
     close: list[float] = []
 
     def timed(index: int) -> tuple[Plan, float]:
         made = _plan_at(problem, float(ends[index]), most)
         found = latency(made)
-        error = latency.error(made) if isinstance(latency, Measured) else 0.0
-        if abs(found - limit) < 2 * error * found:
-            close.append(error)
+        if isinstance(latency, Measured):
+            own, first = latency.error(made), latency.error(whole)
+            error = math.hypot(own, first) if not share else own * (made.widths != whole.widths)
+            if abs(found - limit) < _CLEAR * error * found:
+                close.append(error)
         return made, found
 
     slow, fast = -1, len(ends) - 1
@@ -177,8 +185,13 @@ def _fast_enough(
         else:
             slow = middle
         middle = (slow + fast) // 2
+    return _plan_at(problem, float(ends[fast]), most, _notes(best[1], before, close))
+
+
+def _notes(found: float, before: float, close: Sequence[float]) -> list[str]:
+    """What a plan says of its time; ``close`` are the errors of times too near the budget."""
     notes = [
-        f"latency {best[1]:.3g} ms, of the original {before:.3g} ms: measured where the plan was made; it falls in "
+        f"latency {found:.3g} ms, of the original {before:.3g} ms: measured where the plan was made; it falls in "
         "steps, where widths reach what the device computes at a time (round_to)"
     ]
     if close:
@@ -186,4 +199,4 @@ def _fast_enough(
             f"the machine is too noisy to order the candidates near the budget (times known to ± {max(close):.1%}): "
             "another search may find another plan"
         )
-    return _plan_at(problem, float(ends[fast]), most, notes)
+    return notes

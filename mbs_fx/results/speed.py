@@ -12,6 +12,9 @@ from tabulate import tabulate
 
 from mbs_fx.results.files import write_text
 
+SETTLED = 0.01
+"""Standard error of a median ratio, as a share of it, at which no more turns are taken."""
+
 HEADERS = ("backend", "batch", "threads", "before ms", "after ms", "times faster", "peak MB before → after")
 
 
@@ -29,6 +32,14 @@ class Spread:
         low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
         return cls(median(values), low, high)
 
+    @staticmethod
+    def error(values: Sequence[float]) -> float:
+        """The standard error of a median as a share of it, from the quartiles: 1.25 · (IQR / 1.35) / √n."""
+        if len(values) < 2:
+            return 0.0
+        low, middle, high = quantiles(values, n=4, method="inclusive")
+        return 1.25 * (high - low) / 1.35 / len(values) ** 0.5 / middle
+
     def __str__(self) -> str:
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
@@ -37,7 +48,8 @@ class Spread:
 class Timing:
     """One setting: milliseconds of a batch before and after, and how many times faster; bytes where known.
 
-    ``ratio`` is of pairs of runs that followed one another, so that what slows the machine slows both.
+    ``ratio`` is of pairs of runs that followed one another, so that what slows the machine slows both; ``error`` is the
+    standard error of its median as a share of it, ``turns`` how many pairs there were.
     """
 
     backend: str
@@ -47,6 +59,8 @@ class Timing:
     after: Spread
     ratio: Spread
     memory: tuple[int, int] | None
+    error: float = 0.0
+    turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,9 @@ class Bench:
             for t in self.timings
         ]
         table = tabulate(rows, HEADERS, disable_numparse=True)
-        return f"{table}\n\n{self.device}; {self.versions}. Median (quartiles). Peak memory: {self.memory_is}."
+        text = f"{table}\n\n{self.device}; {self.versions}. Median (quartiles). Peak memory: {self.memory_is}."
+        noisy = max((timing.error for timing in self.timings), default=0.0)
+        return text if noisy <= SETTLED else f"{text}\nThe machine is too noisy: ratios are known to ± {noisy:.1%}."
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as text; written to ``path`` as a whole or not at all."""

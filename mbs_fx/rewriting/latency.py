@@ -15,7 +15,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,15 +24,13 @@ from torch.fx import GraphModule
 
 from mbs_fx.errors import MBSError
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.speed import SETTLED, Spread
 from mbs_fx.rewriting.rewrite import rewrite
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.shapes.graph_inputs import arguments_of
 from mbs_fx.shapes.shapes import random_inputs
 from mbs_fx.tracing.example import place_and_dtype
-
-SETTLED = 0.01
-"""Standard error of a median ratio at which no more turns are taken."""
 
 MOST = 4
 """Turns at the most, in multiples of those that were asked for."""
@@ -76,13 +74,13 @@ class Latency:
         if not self.reference:
             times = [once() for _ in range(self.repetitions)]
             self.reference.append((once, statistics.median(times) * 1e3))
-            return self.reference[0][1], standard_error(times)
+            return self.reference[0][1], Spread.error(times)
         ratios: list[float] = []
         while len(ratios) < MOST * self.repetitions:
             ratios += [self._ratio(once, turn) for turn in range(self.repetitions)]
-            if standard_error(ratios) <= SETTLED:
+            if Spread.error(ratios) <= SETTLED:
                 break
-        return self.reference[0][1] * statistics.median(ratios), standard_error(ratios)
+        return self.reference[0][1] * statistics.median(ratios), Spread.error(ratios)
 
     def _ratio(self, once: Callable[[], float], turn: int) -> float:
         """Time of a network over that of the reference, one after the other."""
@@ -123,14 +121,6 @@ class Latency:
     def _wait(self) -> None:
         if self.device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(self.device)
-
-
-def standard_error(times: Sequence[float]) -> float:
-    """The standard error of a median as a share of it, from the quartiles: 1.25 · (IQR / 1.35) / √n."""
-    if len(times) < 2:
-        return 0.0
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return 1.25 * (high - low) / 1.35 / len(times) ** 0.5 / middle
 
 
 def latency_of(
