@@ -144,3 +144,32 @@ def test_a_head_of_the_other_mode_that_takes_no_such_size_is_noted():
     assert small.body[0].out_channels == 4
     assert small(x).shape == (2, 2, 8, 8)
     assert any("training mode" in note and "aux" in note for note in small.meta["mbs"].notes)
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.last(Sign.apply(self.second(self.first(x).relu())))
+
+
+def test_a_network_with_an_autograd_function_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    small = mbs_fx.reduce(Quantised().eval(), example=(2, 3, 8, 8), widths={"first": 4})
+    mbs_fx.save(small, tmp_path / "p.json", tmp_path / "w.safetensors")
+    again = mbs_fx.load(Quantised().eval(), tmp_path / "p.json", tmp_path / "w.safetensors")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))

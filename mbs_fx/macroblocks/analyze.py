@@ -37,6 +37,7 @@ from mbs_fx.results.analysis import Analysis, Conv, Geometry, Macroblock, Segmen
 from mbs_fx.runtime.garbage_collection import collector_paused
 from mbs_fx.shapes.graph_inputs import ExampleLike, Inputs, Name, Shapes, arguments_of, inputs_of, require_graph
 from mbs_fx.shapes.shapes import infer, typed
+from mbs_fx.tracing.autograd import AutogradFunction
 from mbs_fx.tracing.leaves import is_layer
 
 
@@ -222,9 +223,10 @@ def _name(gm: GraphModule) -> str:
 
 
 def _leaves(flow: Flow) -> tuple[str, ...]:
-    """Modules that the graph calls and that are not layers of torch.nn."""
-    called = (str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module")
-    return tuple(path for path in dict.fromkeys(called) if not is_layer(type(flow.modules[path])))
+    """The model's modules that the graph calls and that are not layers of torch.nn."""
+    called = dict.fromkeys(str(node.target) for node in flow.gm.graph.nodes if node.op == "call_module")
+    own = (path for path in called if not isinstance(flow.modules[path], AutogradFunction))
+    return tuple(path for path in own if not is_layer(type(flow.modules[path])))
 
 
 def _bound(

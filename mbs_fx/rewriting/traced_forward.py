@@ -45,9 +45,9 @@ def traced_code(gm: GraphModule, graph: Graph) -> Code:
 
 
 def run_traced(small: nn.Module, code: Mapping[bool, Code], graphs: Mapping[bool, GraphModule]) -> None:
-    """Let a module run traced code by its mode; constants of the traces become its own."""
+    """Let a module run traced code by its mode; constants and functions of the traces become its own."""
     for gm in graphs.values():
-        for node in gm.graph.find_nodes(op="get_attr"):
+        for node in (*gm.graph.find_nodes(op="get_attr"), *gm.graph.find_nodes(op="call_module")):
             owner, _, name = str(node.target).rpartition(".")
             if not hasattr(small.get_submodule(owner), name):
                 setattr(small.get_submodule(owner), name, getattr(gm.get_submodule(owner), name))
