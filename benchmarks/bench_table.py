@@ -2,12 +2,16 @@
 
     python benchmarks/bench_table.py [--device cpu] [--threads 1] [--backend eager] [--batch 1] [--size 224]
 
-Weights are fresh and densities equal: time depends on widths alone.
+Weights are fresh and densities equal: time depends on widths alone.  Every row is printed on standard error when it is
+there; the table at the end has them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +40,17 @@ def rows(name: str, args: argparse.Namespace) -> list[tuple[Any, ...]]:
         )  # fmt: skip
         timing = result.timings[0]
         shares = [f"{after / before:.0%}" for before, after in (plan.params, plan.flops)]
-        found.append((name, title, *shares, str(timing.before), str(timing.after), str(timing.ratio)))
+        ratio = f"{timing.ratio.median:.2f} ± {timing.error:.1%}"
+        found.append((name, title, *shares, str(timing.before), str(timing.after), ratio, str(timing.turns)))
+        print(*found[-1], sep=" | ", file=sys.stderr, flush=True)
     return found
+
+
+def machine() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    named = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return named[0].partition(": ")[2] if named else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -51,9 +64,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a name")
     args = parser.parse_args()
     table = [row for name in NETWORKS if args.only in name for row in rows(name, args)]
-    headers = ("network", "plan", "parameters", "multiply-adds", "before ms", "after ms", "times faster")
+    headers = ("network", "plan", "parameters", "multiply-adds", "before ms", "after ms", "times faster", "turns")
     print(tabulate(table, headers, tablefmt="github", disable_numparse=True))
-    print(f"\n{args.backend}, batch {args.batch}, {args.threads} threads, {args.device}, torch {torch.__version__}")
+    where = machine() if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    print(f"\n{args.backend}, batch {args.batch}, {args.threads} threads, {where}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

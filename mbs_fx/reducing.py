@@ -28,6 +28,7 @@ from mbs_fx.rewriting.latency import latency_of
 from mbs_fx.rewriting.resizing import Init
 from mbs_fx.rewriting.rewrite import check_words, rewrite_traced
 from mbs_fx.rewriting.selection import BY_IMAGES, Criterion
+from mbs_fx.rewriting.traced_forward import require_own_forward
 from mbs_fx.runtime.devices import block
 from mbs_fx.shapes.graph_inputs import ExampleLike
 from mbs_fx.tracing.example import place_and_dtype
@@ -257,6 +258,7 @@ def traced(model: nn.Module, example: ExampleLike) -> GraphModule:
     """The model as a graph that knows the plan which the model was made by, if any."""
     if isinstance(model, GraphModule):
         return model
+    require_own_forward(model)
     gm = trace(model, example)
     earlier = plan_in(model)
     if earlier is not None:

@@ -65,6 +65,17 @@ def test_what_cannot_be_timed(pair, arguments, message):
         mbs_fx.bench(*pair, **arguments)
 
 
+def test_networks_that_do_not_run(pair):
+    net, _ = pair
+    with pytest.raises(MBSError, match="bench: small is a str: give the network itself"):
+        mbs_fx.bench(net, "small.json")
+    with pytest.raises(
+        MBSError, match=r"the small network fails in eager on inputs of shape \(1, 3, 16, 16\)"
+    ) as caught:
+        mbs_fx.bench(net, nn.Sequential(nn.Conv2d(4, 4, 1)), (1, 3, 16, 16), batch_sizes=[1])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_runtime_that_is_absent(pair, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MBSError, match="needs onnxruntime and onnxscript: pip install onnxruntime onnxscript"):

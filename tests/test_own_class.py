@@ -221,6 +221,25 @@ def test_a_forward_that_was_replaced_is_refused():
         mbs_fx.reduce(net, example=SHAPE)
 
 
+def test_a_forward_that_wraps_the_models_own_is_refused_in_one_line():
+    net = Own().eval()
+    own = net.forward
+    net.forward = lambda x: own(2 * x)
+    with pytest.raises(MBSError, match=r"the forward of Own was replaced by .*<lambda>") as caught:
+        mbs_fx.reduce(net, example=SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_cannot_be_copied_is_refused_in_one_line():
+    class Single(Own):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("there is one\nand no other")
+
+    with pytest.raises(MBSError, match=r"Single cannot be copied \(RuntimeError: there is one\)") as caught:
+        mbs_fx.reduce(Single().eval(), example=SHAPE)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_meta_of_the_models_own_is_refused():
     net = Own().eval()
     net.meta = "about me"

@@ -69,6 +69,9 @@ def bench(
     for name, numbers in (("batch_sizes", batch_sizes), ("repetitions", [repetitions]), ("threads", [threads or 1])):
         if not numbers or min(numbers) < 1:
             raise MBSError(f"bench: {name} = {numbers}: give 1 or more")
+    for name, model in (("original", original), ("small", small)):
+        if not isinstance(model, nn.Module):
+            raise MBSError(f"bench: {name} is a {type(model).__name__}: give the network itself, an nn.Module")
     where = usable(place_and_dtype(small)[0] if device is None else device)
     check_backends(backends, where)
     pair = [copied(unwrapped(model)).eval().to(where) for model in (original, small)]
@@ -106,7 +109,9 @@ def _repeated(tensor: Tensor, batch: int) -> Tensor:
 def _timing(
     pair: Sequence[nn.Module], inputs: list[Tensor], backend: str, batch: int, threads: int, repetitions: int
 ) -> Timing:
-    runs = [prepared(model, inputs, backend, threads) for model in pair]
+    runs = [
+        _ready(model, name, inputs, backend, threads) for model, name in zip(pair, ("original", "small"), strict=True)
+    ]
     timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in runs]
     numbers = [max(1, round(BLOCK / max(timer.timeit(2).mean, 1e-9))) for timer in timers]
     times: tuple[list[float], list[float]] = [], []
@@ -119,6 +124,20 @@ def _timing(
     before, after, ratio = map(Spread.of, (*times, ratios))
     memory = _memory(pair, runs, batch)
     return Timing(backend, batch, threads, before, after, ratio, memory, Spread.error(ratios), len(ratios))
+
+
+def _ready(model: nn.Module, name: str, inputs: list[Tensor], backend: str, threads: int) -> Run:
+    """A network as a runtime runs it, which it did once."""
+    try:
+        run = prepared(model, inputs, backend, threads)
+        run()
+    except Exception as error:  # of the network, of a compiler, of an exporter
+        said = next(iter(str(error).splitlines()), "")
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise MBSError(
+            f"bench: the {name} network fails in {backend} on inputs of shape {shapes}: {type(error).__name__}: {said}"
+        ) from error
+    return run
 
 
 def _memory(pair: Sequence[nn.Module], runs: Sequence[Run], batch: int) -> tuple[int, int] | None:

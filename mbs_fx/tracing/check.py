@@ -108,9 +108,10 @@ def _why_not_copied(model: nn.Module, error: Exception) -> str:
         if isinstance(held, torch.Tensor) and not held.is_leaf
     ]
     if not computed:
+        said = ": ".join((type(error).__name__, *str(error).splitlines()[:1]))
         return (
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it must not be changed; "
-            "take out what copy.deepcopy refuses"
+            f"{type(model).__name__} cannot be copied ({said}), and it must not be changed; take out what "
+            "copy.deepcopy refuses"
         )
     return f"{type(model).__name__} cannot be copied: {_why_computed(model, computed[0])}"
 
