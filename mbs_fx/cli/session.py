@@ -168,7 +168,7 @@ class Session:
         given: dict[str, Any] = {"device": str(usable(self.device)), **({"workers": workers} if workers else {})}
         on_images = self.seen is not None and init == "inherit" and criterion in BY_IMAGES
         if on_images or (refitted and criterion is None):
-            how = {**given, **({"criterion": criterion} if criterion else {})}
+            how: dict[str, Any] = {**given, **({"criterion": criterion} if criterion else {})}
             made = mbs_fx.choose_channels(self.gm, made, self.seen, **how)
             self.say("plan", f"mbs_fx.choose_channels(gm, plan, images{more(**how)})")
         criterion = "l1" if on_images or criterion is None else criterion

@@ -66,8 +66,8 @@ def _layer(box: Box, prefix: str) -> Piece:
     density = "" if box.p is None else f"p {box.p:.2f}"
     if box.conv is not None and not box.conv.counted:
         density = "not counted"
-    where = _where(box)
-    rows = [(what, density)] + ([(where, "")] if where else [])
+    where, error = _where(box), "" if box.error is None else f"error {box.error.after:.2f}"
+    rows = [(what, density), (where, error)] if where else [(what, density or error)]
     kept = f"kept: {box.kept}" if box.kept else ""
     height = TOP + LINE * (len(rows) + bool(kept)) + 8
     parts = [
@@ -79,7 +79,8 @@ def _layer(box: Box, prefix: str) -> Piece:
     for number, (left, right) in enumerate(rows, 1):
         room = WIDE - LEFT - RIGHT - 6 - text_width(right, SMALL)
         parts.append(text_at("small", LEFT, TOP + LINE * number, fitted(left, room, SMALL)))
-        parts.append(text_at("small", WIDE - RIGHT, TOP + LINE * number, right, end=True))
+        said = "small error" if right and right == error else "small"
+        parts.append(text_at(said, WIDE - RIGHT, TOP + LINE * number, right, end=True))
     if kept:
         y = TOP + LINE * (len(rows) + 1)
         parts.append(f'<path class="lock" d="M{LEFT},{y - 5} h8 v6 h-8 z m1.5,0 v-2 a2.5,2.5 0 0 1 5,0 v2"/>')
@@ -147,6 +148,8 @@ def tooltip(box: Box) -> str:
         lines.append(f"density {box.p:.4f}")
     if box.segment is not None:
         lines.append(f"opaque segment {box.segment.name}: {box.segment.reason}")
+    if box.error is not None:
+        lines.append(f"held-back error {box.error.after:.3f}, with inherited weights {box.error.before:.3f}")
     if box.kept:
         lines.append(f"keeps its width: {box.kept}")
     return "\n".join(lines)
@@ -155,6 +158,11 @@ def tooltip(box: Box) -> str:
 def side_of(box: Box) -> str:
     """The class of a base or an enhancement layer, empty where nothing decides."""
     return "" if box.base is None else "base" if box.base else "enhancement"
+
+
+def worn(box: Box) -> str:
+    """The class of a layer whose held-back error is large."""
+    return "worn" if box.error is not None and box.error.large else ""
 
 
 def changed(width: tuple[int, int] | None) -> str:
@@ -173,7 +181,7 @@ def _body(width: float, height: float, p: float | None) -> str:
 
 
 def _group(kind: str, box: Box, parts: Sequence[str]) -> str:
-    classes = " ".join(c for c in ("box", kind, side_of(box), "opaque" if box.segment else "") if c)
+    classes = " ".join(c for c in ("box", kind, side_of(box), "opaque" if box.segment else "", worn(box)) if c)
     title = f"<title>{escape(tooltip(box))}</title>"
     return f'<g class="{classes}" data-box="{box.number}">{title}{"".join(parts)}</g>'
 

@@ -11,7 +11,7 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +27,12 @@ from mbs_fx.pictures.page import page
 from mbs_fx.pictures.png import png
 from mbs_fx.pictures.svg import alone
 from mbs_fx.pictures.target import target
+from mbs_fx.reconstruction.networks import MADE
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_atomically
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ def draw(
     density: Density | None = None,
     plan: Plan | None = None,
     analysis: Analysis | None = None,
+    reconstruction: Reconstruction | None = None,
     example: Any = None,
     z: float = 1.0,
     fold: Fold = "auto",
@@ -79,6 +82,8 @@ def draw(
         density: colours the convolutions.
         plan: widths and the boundary between base and enhancement layers; a graph that `rewrite` made brings its own.
         analysis: the network that a plan in ``x`` was made for.
+        reconstruction: ``small.meta["mbs_reconstruction"]``: held-back errors of the layers, large ones in a colour;
+            a graph that was reconstructed brings its own.
         example: an input tensor or its shape, for a graph whose shapes are not known.
         z: the threshold that sets the boundary where there is no plan.
         fold: "macroblocks", "units", "none", or "auto": as many levels as a screen of 1600 x 900 shows at full size.
@@ -94,7 +99,8 @@ def draw(
     """
     path = None if path is None else target(path, "a picture", WRITERS)
     known, plan = network(x, analysis, plan, example)
-    picture = diagram(scene(known, density, plan, z)) if known is not None else plan_diagram(plan or x)
+    reconstruction = reported_errors(x, reconstruction)
+    picture = diagram(scene(known, density, plan, z, reconstruction)) if known is not None else plan_diagram(plan or x)
     if title is None:
         title = known.name if known is not None else ""
     if fold != "auto":
@@ -132,6 +138,13 @@ def network(x: Any, analysis: Analysis | None, plan: Plan | None, example: Any) 
             "a picture shows sizes and receptive fields, and the input shape of this graph is not known: pass an "
             'example or its shape, as draw(gm, "net.svg", example=(1, 3, 224, 224)), or draw an analysis'
         ) from None
+
+
+def reported_errors(x: Any, given: Reconstruction | None) -> Reconstruction | None:
+    """The reconstruction that is given, or the one that something to be drawn comes with."""
+    held = getattr(x, "meta", None)
+    found = held.get(MADE) if isinstance(held, Mapping) else None
+    return found if given is None and isinstance(found, Reconstruction) else given
 
 
 Writer = Callable[[Diagram, Fold, str], str | bytes]

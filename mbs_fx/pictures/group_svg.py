@@ -13,7 +13,21 @@ from collections.abc import Sequence
 from html import escape
 from itertools import takewhile
 
-from mbs_fx.pictures.box_svg import LEFT, LINE, NAME, RIGHT, SMALL, TOP, WIDE, Piece, fill, relative, side_of, text_at
+from mbs_fx.pictures.box_svg import (
+    LEFT,
+    LINE,
+    NAME,
+    RIGHT,
+    SMALL,
+    TOP,
+    WIDE,
+    Piece,
+    fill,
+    relative,
+    side_of,
+    text_at,
+    worn,
+)
 from mbs_fx.pictures.folding import Group
 from mbs_fx.pictures.network_boxes import Box, Scene
 from mbs_fx.pictures.style import beta_text, fitted, macroblock_colour, text_width, window
@@ -166,7 +180,8 @@ def _strip(convs: Sequence[Box], y: float) -> str:
     for i in range(cells):
         members = convs[i * len(convs) // cells : (i + 1) * len(convs) // cells]
         known = [box.p for box in members if box.p is not None]
-        look = f'class="cell" {fill(sum(known) / len(known))}' if known else 'class="cell unknown"'
+        kind = "cell worn" if any(map(worn, members)) else "cell"
+        look = f'class="{kind}" {fill(sum(known) / len(known))}' if known else f'class="{kind} unknown"'
         last, x = members[-1], LEFT + i * width
         if measured:
             parts.append(f'<rect {look} x="{x:.1f}" y="{y}" width="{width:.1f}" height="9"/>')

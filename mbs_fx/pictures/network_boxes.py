@@ -23,6 +23,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.results.analysis import Analysis, Conv, Geometry, Operation, Segment
 from mbs_fx.results.density import Density
 from mbs_fx.results.plan import Plan
+from mbs_fx.results.reconstruction import LayerError, Reconstruction
 
 MOST_DRAWN = 3
 """Inputs of a box that are drawn whatever they are."""
@@ -47,6 +48,7 @@ class Box:
     base: bool | None = None
     kept: str = ""
     segment: Segment | None = None
+    error: LayerError | None = None
 
     @property
     def head(self) -> Operation:
@@ -64,8 +66,14 @@ class Scene:
     boxes: tuple[Box, ...]
 
 
-def scene(analysis: Analysis, density: Density | None, plan: Plan | None, z: float | None) -> Scene:
-    """Boxes of an analysis, with densities and widths where they are given."""
+def scene(
+    analysis: Analysis,
+    density: Density | None,
+    plan: Plan | None,
+    z: float | None,
+    reconstruction: Reconstruction | None = None,
+) -> Scene:
+    """Boxes of an analysis, with densities, widths and held-back errors where they are given."""
     check(analysis, density, plan)
     boundary = boundary_of(analysis, plan, z)
     merged = _merged(analysis)
@@ -78,6 +86,7 @@ def scene(analysis: Analysis, density: Density | None, plan: Plan | None, z: flo
         for own, names in enumerate(merged)
     ]
     drawn = _drawn(inputs)
+    errors = {} if reconstruction is None else {layer.path: layer for layer in reconstruction.layers}
     boxes: list[Box] = []
     for i, names in enumerate(merged):
         head = by_name[names[0]]
@@ -96,6 +105,7 @@ def scene(analysis: Analysis, density: Density | None, plan: Plan | None, z: flo
             base=on_base_side(place.receptive_field if place is not None else (), boundary),
             kept=analysis.kept.get(conv.target if conv is not None else head.path, ""),
             segment=segments.get(head.name),
+            error=errors.get(conv.target if conv is not None else head.path),
         )
         boxes.append(box)
     return Scene(analysis, density, plan, boundary, tuple(boxes))

@@ -132,6 +132,7 @@ def widths(scene: Scene) -> list[dict[str, Any] | None]:
         found.append(
             {
                 "pair": box.width,
+                "error": None if box.error is None else f"{box.error.after:.2f}",
                 "kept": box.kept if scene.plan is None else scene.plan.kept.get(box.conv.target, box.kept),
                 "macroblock": box.conv.macroblock if stream is None else stream.macroblock,
                 "shared": list(shared),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
-PARAMETERS, FLOPS = "#0b5fb0", "#a0487d"
+PARAMETERS, FLOPS, ACCURACY = "#0b5fb0", "#a0487d", "#2f7d4f"
 BAR = 0.7
 LOG_FROM = 30.0
 """A logarithmic scale where the largest value is this many times the smallest."""
@@ -84,6 +84,7 @@ def plot(
     plan: Plan | None = None,
     path: str | Path | None = None,
     *,
+    plans: Sweep | None = None,
     title: str = "",
 ) -> Figure:
     """Receptive fields, effective flops, scaling factors, and the curve of all thresholds, in one figure.
@@ -95,6 +96,7 @@ def plot(
         density: p_j per convolution; without it every output counts as non-zero.
         plan: the threshold and the factors to show; that of z = 1 if not given.
         path: where to; ``.png``, ``.svg`` or ``.pdf``.
+        plans: what `mbs_fx.sweep` gave, with accuracies; made here if not given.
         title: the heading.
 
     Raises:
@@ -115,7 +117,7 @@ def plot(
         fields_panel(axes[0, 0], analysis, plan)
         flops_panel(axes[0, 1], analysis, density, plan)
         factors_panel(axes[1, 0], analysis, plan)
-        curve_panel(axes[1, 1], sweep(analysis, density), plan)
+        curve_panel(axes[1, 1], sweep(analysis, density) if plans is None else plans, plan)
         _legend(figure, analysis, title)
         if path is not None:
             write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], dpi=160))
@@ -243,6 +245,7 @@ def curve_panel(axes: Axes, swept: Sweep, plan: Plan | None) -> None:
         ("multiply-adds", FLOPS, [100 * p.flops[1] / max(p.flops[0], 1) for _, p in ordered]),
     ):
         axes.stairs(shares, edges, baseline=None, color=colour, lw=1.8, label=name)
+    _accuracies(axes, swept, (first, last))
     if last / first > LOG_FROM:
         _log_axis(axes)
     axes.set_xlim(first, last)
@@ -252,6 +255,18 @@ def curve_panel(axes: Axes, swept: Sweep, plan: Plan | None) -> None:
         low, high = next((ends for ends in swept.ranges if ends[0] <= z < ends[1]), (z, z))
         axes.axvspan(max(low, first), min(high, last), color=ENHANCEMENT, alpha=0.18, lw=0)
         axes.axvline(z, color=ENHANCEMENT, lw=1.3)
+
+
+def _accuracies(axes: Axes, swept: Sweep, span: tuple[float, float]) -> None:
+    """A point for every plan whose accuracy is known, in the middle of its range."""
+    known = [(ends, plan.tested) for ends, plan in zip(swept.ranges, swept.plans, strict=True)]
+    points = [
+        ((max(low, span[0]) * min(max(high, span[0]), span[1])) ** 0.5, 100 * tested)
+        for (low, high), tested in known
+        if tested is not None and 0 <= tested <= 1
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), "o", color=ACCURACY, ms=4, label="accuracy, % of images")
 
 
 def _log_axis(axes: Axes) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from mbs_fx.errors import MBSError
 from mbs_fx.pictures.diagram import diagram
-from mbs_fx.pictures.draw import network
+from mbs_fx.pictures.draw import network, reported_errors
 from mbs_fx.pictures.graphviz_layout import PAGE, fitting
 from mbs_fx.pictures.network_boxes import Scene, scene
+from mbs_fx.pictures.outcome import cards, outcome, outcome_texts
 from mbs_fx.pictures.page import fill, packed, picture_parts
 from mbs_fx.pictures.plots import require_matplotlib
 from mbs_fx.pictures.report_plots import panels
@@ -33,7 +34,9 @@ from mbs_fx.results.density import Density
 from mbs_fx.results.files import write_text
 from mbs_fx.results.glossary import WORDS
 from mbs_fx.results.plan import PLAN_HEADERS, Plan, plan_row
-from mbs_fx.results.sweep import SWEEP_HEADERS, Sweep, sweep_row
+from mbs_fx.results.reconstruction import Reconstruction
+from mbs_fx.results.speed import Bench
+from mbs_fx.results.sweep import Sweep, sweep_rows
 from mbs_fx.results.tables import kept_lines, place_text, size_text
 
 CARDS = (
@@ -62,6 +65,9 @@ def write_report(
     example: Any = None,
     title: str | None = None,
     code: Sequence[str] = (),
+    reconstruction: Reconstruction | None = None,
+    bench: Bench | None = None,
+    plans: Sweep | None = None,
 ) -> Path:
     """Write the report of a reduction as one HTML page: tables, picture, plots, and a slider over z.
 
@@ -73,6 +79,9 @@ def write_report(
         example: an input tensor or its shape, for a graph whose shapes are not known.
         title: the heading; the name of the network's class where it is known and nothing is said.
         code: lines of Python that load the reduced network, to be shown.
+        reconstruction: ``small.meta["mbs_reconstruction"]``: what each layer of the plan's network lost.
+        bench: what `mbs_fx.bench` gave for the plan's network.
+        plans: what `mbs_fx.sweep` gave, with accuracies; made here if not given.
 
     Returns:
         The path.
@@ -88,7 +97,11 @@ def write_report(
         raise MBSError("a report needs the network that the plan was made for: pass the analysis, and plan=")
     plan = plan if plan is not None else make_plan(analysis, density)
     name = analysis.name if title is None else title
-    write_text(path, _page(scene(analysis, density, plan, None), sweep(analysis, density), plan, name, code))
+    swept = sweep(analysis, density) if plans is None else plans
+    if plans is not None and swept.plans[0].before != plan.before:
+        raise MBSError("plans: this sweep was made for another network")
+    seen = scene(analysis, density, plan, None, reported_errors(x, reconstruction))
+    write_text(path, _page(seen, swept, plan, name, code, bench))
     return path
 
 
@@ -98,14 +111,15 @@ def report_target(path: str | Path) -> Path:
     return target(path, "a report", (".html",))
 
 
-def _page(seen: Scene, swept: Sweep, plan: Plan, title: str, code: Sequence[str]) -> str:
+def _page(seen: Scene, swept: Sweep, plan: Plan, title: str, code: Sequence[str], bench: Bench | None) -> str:
     from markupsafe import Markup
 
     picture = diagram(seen)
     parts = picture_parts(picture, fitting(picture, "auto", PAGE)[1])
     stops = _stops(swept, plan)
     plots = panels(seen.analysis, seen.density, swept, [stop.plan.boundary for stop in stops])
-    data = _payload(seen, stops, plan, title) | {"places": {panel.name: panel.places for panel in plots}}
+    rows, headers = sweep_rows([(stop.plan, stop.ends) for stop in stops])
+    data = _payload(seen, stops, plan, title, bench) | {"places": {panel.name: panel.places for panel in plots}}
     return fill(
         "report.html",
         parts
@@ -114,12 +128,13 @@ def _page(seen: Scene, swept: Sweep, plan: Plan, title: str, code: Sequence[str]
             "subtitle": ", ".join(_subtitle(seen, plan)),
             "css": parts["css"] + Markup(asset("report.css")),
             "opaque": [s.name for m in seen.analysis.macroblocks for s in m.segments],
-            "cards": CARDS,
+            "cards": [*CARDS, *cards([stop.plan for stop in stops], bench)],
+            "errors": data["errors"] is not None,
             "headers": PLAN_HEADERS,
             "words": WORDS,
             "code": "\n".join(code),
-            "sweep_headers": SWEEP_HEADERS,
-            "plans": [{"sweep_row": sweep_row(stop.plan, stop.ends)} for stop in stops],
+            "sweep_headers": headers,
+            "plans": [{"sweep_row": row} for row in rows],
             "convs": len(seen.analysis.convs),
             "keys": list(_keys(seen.analysis)),
             "panels": [{"name": panel.name, "svg": Markup(panel.svg)} for panel in plots],
@@ -134,15 +149,20 @@ def _page(seen: Scene, swept: Sweep, plan: Plan, title: str, code: Sequence[str]
 
 def _stops(swept: Sweep, plan: Plan) -> list[Stop]:
     """Where the slider stops, the smallest network first."""
-    made = [plan if p.widths == plan.widths else p for p in swept.plans]
+    made = [_known(plan, p) if p.widths == plan.widths else p for p in swept.plans]
     stops = [Stop(p, ends, i) for i, (p, ends) in enumerate(zip(made, swept.ranges, strict=True))][::-1]
-    if all(p is not plan for p in made):
+    if all(p.widths != plan.widths for p in made):
         z = plan.z or 0.0
         stops = sorted([*stops, Stop(plan, (z, z), None)], key=lambda stop: stop.plan.params[1])
     return stops
 
 
-def _payload(seen: Scene, stops: list[Stop], plan: Plan, title: str) -> dict[str, Any]:
+def _known(plan: Plan, swept: Plan) -> Plan:
+    """The plan given, with the accuracy of the same plan in the sweep where it has none."""
+    return plan if plan.accuracy else replace(plan, accuracy=swept.accuracy)
+
+
+def _payload(seen: Scene, stops: list[Stop], plan: Plan, title: str, bench: Bench | None) -> dict[str, Any]:
     """What report.js works on.  Convolutions with the same widths in every plan share a column."""
     columns: dict[tuple[int, ...], int] = {}
     of_path: dict[str, int] = {}
@@ -150,9 +170,13 @@ def _payload(seen: Scene, stops: list[Stop], plan: Plan, title: str) -> dict[str
         column = (before, *(stop.plan.widths[path] for stop in stops))
         of_path[path] = columns.setdefault(column, len(columns))
     boxes = seen.boxes
+    given = next(i for i, stop in enumerate(stops) if stop.plan.widths == plan.widths)
+    errors = [None if box.error is None else f"{box.error.after:.3f}" for box in boxes]
+    original = plan.accuracy.get("original", max(stops, key=lambda stop: stop.plan.params[1]).plan.tested)
     return {
-        "given": next(i for i, stop in enumerate(stops) if stop.plan is plan),
-        "plans": [_stop_payload(stop, title) for stop in stops],
+        "given": given,
+        "errors": errors if any(errors) else None,
+        "plans": [_stop_payload(stop, title, original, bench if i == given else None) for i, stop in enumerate(stops)],
         "columns": list(columns),
         "columnOf": [None if box.conv is None else of_path[box.conv.target] for box in boxes],
         "fields": [None if box.geometry is None else box.geometry.receptive_field for box in boxes],
@@ -162,7 +186,7 @@ def _payload(seen: Scene, stops: list[Stop], plan: Plan, title: str) -> dict[str
     }
 
 
-def _stop_payload(stop: Stop, title: str) -> dict[str, Any]:
+def _stop_payload(stop: Stop, title: str, original: float | None, bench: Bench | None) -> dict[str, Any]:
     plan = stop.plan
     pairs = {
         "params": (plan.params, "{:,.0f}", 1),
@@ -170,7 +194,13 @@ def _stop_payload(stop: Stop, title: str) -> dict[str, Any]:
         "model": (plan.model_bytes, "{:,.2f} MB", 1e6),
         "activations": (plan.activation_bytes, "{:,.2f} MB", 1e6),
     }
-    texts = {"sentence": sentence(plan, title), "z": _z_text(stop), "boundary": _boundary_text(plan)}
+    lead = f"{sentence(plan, title)} {outcome(plan, original, bench)}".strip()
+    texts = {
+        **outcome_texts(plan, original, bench),
+        "sentence": lead,
+        "z": _z_text(stop),
+        "boundary": _boundary_text(plan),
+    }
     texts["limit"] = base_words(plan.boundary) if plan.boundary is not None else ""
     for name, ((before, after), form, unit) in pairs.items():
         texts[name] = form.format(after / unit)

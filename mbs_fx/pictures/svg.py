@@ -14,11 +14,12 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from mbs_fx.pictures.box_svg import fill
+from mbs_fx.pictures.box_svg import fill, worn
 from mbs_fx.pictures.diagram import Diagram, Item
 from mbs_fx.pictures.graphviz_layout import Layout
 from mbs_fx.pictures.style import FONT, LIGHT, beta_text, fitted, macroblock_colour, text_width
 from mbs_fx.results.plan import summary
+from mbs_fx.results.reconstruction import LARGE
 from mbs_fx.results.tables import size_text
 
 _MARGIN, _GAP, _NARROWEST = 16.0, 20.0, 560.0
@@ -180,6 +181,9 @@ def legend_rows(diagram: Diagram) -> list[tuple[str, str]]:
         rows.append(('<path class="edge boundary" d="M0,10 L30,10"/>', "from base to enhancement"))
     if scene is not None:
         rows += _legend_of_groups(scene.analysis.kept, bool(any(m.segments for m in scene.analysis.macroblocks)))
+    if scene is not None and any(map(worn, scene.boxes)):
+        sign = '<g class="box worn"><rect class="body unknown" x="1" y="2" width="27" height="14" rx="4"/></g>'
+        rows.append((sign, f"held-back error {LARGE:g} or more"))
     if plan is not None:
         rows.append(('<text class="width changed" x="0" y="14">8 → 6</text>', "width before and after"))
     return rows

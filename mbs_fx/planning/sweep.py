@@ -9,7 +9,8 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -21,11 +22,17 @@ from mbs_fx.planning.candidates import Problem
 from mbs_fx.planning.overrides import resolve
 from mbs_fx.results.analysis import Analysis
 from mbs_fx.results.density import Density
+from mbs_fx.results.plan import Plan
 from mbs_fx.results.sweep import Sweep
 
 
 def sweep(
-    analysis: Analysis, density: Density | None = None, z: float | Iterable[float] | None = None, **overrides: Any
+    analysis: Analysis,
+    density: Density | None = None,
+    z: float | Iterable[float] | None = None,
+    *,
+    evaluate: Callable[[Plan], float] | None = None,
+    **overrides: Any,
 ) -> Sweep:
     """One plan for every distinct boundary of Eq. 3, the largest threshold first; equal plans are merged.
 
@@ -33,6 +40,8 @@ def sweep(
         analysis: of the graph to be reduced.
         density: p_j per convolution; None counts every output as non-zero.
         z: these thresholds only, in multiples of the input size; None takes all that differ.
+        evaluate: called on every plan; makes the network of a plan and tests it.  What it gives stands in the plan's
+            ``accuracy`` as "reduced".
         overrides: ``keep``, ``betas``, ``widths``, ``round_to``, ``min_width`` as for `plan`; Algorithm 1 decides
             everything that they leave open.
 
@@ -50,6 +59,8 @@ def sweep(
     last = [*(first[1:] - 1), len(zs) - 1]
     chosen = [zs[i] for i in first]
     plans = assemble(problem, problem.at(chosen), [Point(z) for z in chosen])
+    if evaluate is not None:
+        plans = [replace(made, accuracy={"reduced": float(evaluate(made))}) for made in plans]
     ranges = [(_range(problem, zs[b])[0], _range(problem, zs[a])[1]) for a, b in zip(first, last, strict=True)]
     return Sweep(tuple(plans), tuple(ranges))
 

@@ -18,5 +18,6 @@ WORDS = {
     "width group": "Convolutions whose channels meet in an addition or a concatenation: their widths change together.",
     "kept": "A width that must stay, with the reason: it meets an input, an output, or what has no rule.",
     "opaque segment": "A part whose channels are mixed beyond following; it is scaled by one factor as a whole.",
+    "held-back error": "By how much a refitted layer's output misses the original's, on images that were not fitted.",
     "MFLOP": "Millions of multiply-adds for one image, of the convolutions.",
 }

@@ -109,6 +109,11 @@ class Plan:
         """Share of parameters removed, the paper's reduction column."""
         return 1 - self.params[1] / self.params[0]
 
+    @property
+    def tested(self) -> float | None:
+        """The last accuracy, None where none is known."""
+        return list(self.accuracy.values())[-1] if self.accuracy else None
+
     def to_json(self, path: str | Path | None = None) -> str:
         """The plan as text; written to ``path`` as a whole or not at all."""
         text = _layout(self.to_dict())

@@ -10,6 +10,10 @@ from typing import Any
 from tabulate import tabulate
 
 from mbs_fx.errors import MBSError
+from mbs_fx.results.tables import listed
+
+LARGE = 0.3
+"""A held-back error from which on it is marked: a tenth of the output's energy is lost."""
 
 HEADERS = ("layer", "matched", "error inherited", "error refitted", "λ", "unknowns", "positions", "images")
 
@@ -33,6 +37,11 @@ class LayerError:
     unknowns: int
     positions: int
     images: int
+
+    @property
+    def large(self) -> bool:
+        """Whether the plan cut too deep here for the channels that are left."""
+        return self.after >= LARGE
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Reconstruction:
                 layer.path,
                 layer.matched,
                 f"{layer.before:.3f}",
-                f"{layer.after:.3f}",
+                f"{layer.after:.3f}{' *' * layer.large}",
                 "kept" if layer.regularisation is None else f"{layer.regularisation:g}",
                 f"{layer.unknowns:,}",
                 f"{layer.positions:,}",
@@ -84,7 +93,13 @@ class Reconstruction:
         ]
         right = ("left", "left", *("right",) * 6)
         table = tabulate(rows, HEADERS, disable_numparse=True, colalign=right if rows else None)
-        return "\n".join([self.summary(), table, *self._rest()])
+        mark = [f"* {LARGE:g} or more: the plan cut too deep here"] if any(layer.large for layer in self.layers) else []
+        return "\n".join([self.summary(), table, *mark, *self._rest()])
+
+    def worst(self, most: int = 5) -> str:
+        """One line: the layers with the largest errors, the largest first."""
+        ranked = sorted(self.layers, key=lambda layer: -layer.after)
+        return listed([f"{layer.path} {layer.after:.3f}{' *' * layer.large}" for layer in ranked], most)
 
     def summary(self) -> str:
         """One line: layers, images, and the error of the network's output."""

@@ -13,7 +13,7 @@ import numpy as np
 from mbs_fx.errors import MBSError
 from mbs_fx.results.files import write_text
 from mbs_fx.results.plan import Plan, boundary_text
-from mbs_fx.results.tables import markdown, place_text, table, table_html
+from mbs_fx.results.tables import markdown, place_text, share_text, table, table_html
 
 VERSION = 1
 
@@ -29,6 +29,7 @@ SWEEP_HEADERS = (
     "model, kB",
     "activations, kB",
 )
+TESTED = (*SWEEP_HEADERS, "accuracy")
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,34 @@ class Sweep(Sequence[Plan]):
 
     def __str__(self) -> str:
         sizes = ", ".join(place_text(m.spatial_size, m.upsampled) for m in self.plans[0].macroblocks)
-        lines = [table(self._rows(), SWEEP_HEADERS), f"β of the macroblocks at {sizes}"]
+        lines = [table(*self._rows()), f"β of the macroblocks at {sizes}"]
         if any("p = 1" in note for note in self.plans[0].notes):
             lines.append("note  densities are taken as equal (p = 1): nothing was measured")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return table_html(self._rows(), SWEEP_HEADERS)
+        return table_html(*self._rows())
 
     def to_markdown(self) -> str:
         """A row for every plan, for a page or an issue."""
-        return markdown(self._rows(), SWEEP_HEADERS)
+        return markdown(*self._rows())
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [sweep_row(plan, span) for plan, span in zip(self.plans, self.ranges, strict=True)]
+    def _rows(self) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+        return sweep_rows(list(zip(self.plans, self.ranges, strict=True)))
 
 
-def sweep_row(plan: Plan, span: tuple[float, float]) -> tuple[str, ...]:
-    """A plan and the thresholds that lead to it as a row under `SWEEP_HEADERS`."""
+def sweep_rows(
+    plans: Sequence[tuple[Plan, tuple[float, float]]],
+) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """Plans with the thresholds that lead to them as rows, and the headers; accuracies where one is known."""
+    rows = [_row(plan, span) for plan, span in plans]
+    if not any(plan.accuracy for plan, _ in plans):
+        return rows, SWEEP_HEADERS
+    found = [share_text(plan.tested) if plan.tested is not None else "" for plan, _ in plans]
+    return [(*row, text) for row, text in zip(rows, found, strict=True)], TESTED
+
+
+def _row(plan: Plan, span: tuple[float, float]) -> tuple[str, ...]:
     p1, (f0, f1) = plan.params[1], plan.flops
     low, high = span
     return (

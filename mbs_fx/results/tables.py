@@ -78,8 +78,13 @@ def listed(items: Sequence[str], most: int) -> str:
 
 
 def accuracy_text(values: Mapping[str, float]) -> str:
-    """What a test says of several networks: "92.20% original → 88.40% reconstructed"; a number over 1 is no share."""
-    return " → ".join(f"{each:.2%} {name}" if 0 <= each <= 1 else f"{each:.4g} {name}" for name, each in values.items())
+    """What a test says of several networks: "92.20% original → 88.40% reconstructed"."""
+    return " → ".join(f"{share_text(each)} {name}" for name, each in values.items())
+
+
+def share_text(value: float) -> str:
+    """A share: "92.20%"; a number over 1, or below 0, is none."""
+    return f"{value:.2%}" if 0 <= value <= 1 else f"{value:.4g}"
 
 
 def kept_lines(kept: Mapping[str, str], most: int = 12) -> list[str]:

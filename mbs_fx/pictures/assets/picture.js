@@ -117,7 +117,7 @@ function pack(sizes, lines, room) {
 
 class Picture {
   constructor(data, canvas, facts) {
-    Object.assign(this, data, { canvas, factsPanel: facts, zoom: 1, listeners: [], inside: {} });
+    Object.assign(this, data, { canvas, factsPanel: facts, zoom: 1, atPlan: true, listeners: [], inside: {} });
     this.column = {};
     this.columns.forEach((keys, i) => keys.forEach((key) => (this.column[key] = i)));
     for (const [key, item] of Object.entries(this.items)) if (item.parent) this.column[key] = this.column[item.parent];
@@ -344,9 +344,10 @@ class Picture {
   choose(key) {
     this.chosen = key;
     this.mark();
-    const lines = this.element(key)?.querySelector("title")?.textContent.split("\n") ?? [];
+    const all = this.element(key)?.querySelector("title")?.textContent.split("\n") ?? [];
+    const lines = all.filter((line) => this.atPlan || !line.startsWith("held-back"));
     const inputs = this.inputs[Number(key.slice(1))] ?? [];
-    const why = this.why(Number(key.slice(1)));
+    const why = this.whyWithError(Number(key.slice(1)));
     const link = (i) => `<button data-reveal="b${i}">${escaped(this.names[i])}</button>`;
     const more = inputs.length > 12 ? ` and ${inputs.length - 12} more` : "";
     this.factsPanel.innerHTML = `<b>${escaped(this.names[Number(key.slice(1))])}</b>${why ? `<p class="why">${escaped(why)}</p>` : ""}` +
@@ -358,6 +359,12 @@ class Picture {
   // The plan in words; the report puts the slider's in place of these.
   widthOf(box) { return this.widths[box]?.pair; }
   betaOf(macroblock) { return this.betas?.[macroblock]; }
+
+  // The held-back error is that of the plan that was drawn.
+  whyWithError(box) {
+    const error = this.atPlan && this.widths[box]?.error;
+    return [this.why(box), error && `held-back error ${error}`].filter(Boolean).join("; ");
+  }
 
   // Why a layer's width is what it is.
   why(box) {

@@ -33,6 +33,7 @@ class Report {
     document.querySelector("#macroblocks tbody").innerHTML = plan.rows.map((row) => `<tr>${row.map((c) => `<td>${escaped(c)}</td>`).join("")}</tr>`).join("");
     document.querySelectorAll("#sweep tbody tr").forEach((row, i) => row.classList.toggle("present", i === k));
     this.keepInSight(document.querySelector("#sweep tr.present"));
+    this.picture.atPlan = k === this.given;
     this.picture.sides = this.fields.map((field) => this.side(field));
     this.showInPicture();
     if (this.picture.chosen) this.picture.choose(this.picture.chosen);
@@ -69,6 +70,7 @@ class Report {
   showInPicture() {
     if (this.at === undefined) return;
     const { canvas, sides } = this.picture;
+    canvas.querySelector("svg").classList.toggle("other", this.at !== this.given);
     const setSide = (element, side) => {
       element.classList.toggle("base", side === "base");
       element.classList.toggle("enhancement", side === "enhancement");
@@ -134,7 +136,7 @@ class Report {
     if (!panel.open) return;
     panel.querySelector("tbody").innerHTML = this.convs.map((box) => {
       const [before, after] = this.width(box);
-      const cells = [this.picture.names[box], `m${this.blocks[box]}`, (this.fields[box] ?? []).join(" × "), this.picture.sides[box], this.density[box] ?? "", before, after];
+      const cells = [this.picture.names[box], `m${this.blocks[box]}`, (this.fields[box] ?? []).join(" × "), this.picture.sides[box], this.density[box] ?? "", before, after, ...(this.errors ? [this.errors[box] ?? ""] : [])];
       return `<tr${before === after ? "" : ' class="changed"'}>${cells.map((c) => `<td>${escaped(String(c))}</td>`).join("")}</tr>`;
     }).join("");
   }
