@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import multiprocessing
 import re
 import resource
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -272,18 +273,39 @@ def _timm_sizes(most: float) -> Iterator[tuple[str, int]]:
             yield entry, count
 
 
-def run_one(name: str, what: str, limit: int) -> dict[str, Any]:
-    """One network in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--what", what]
+def run_one(name: str, side: str, limit: int) -> dict[str, Any]:
+    """One network in a process of its own, forked from this one, which has imported what all of them need."""
+    context = multiprocessing.get_context("fork")
+    found, told = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(told, name, side))
+    process.start()
+    told.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return {"network": name, "failed": f"no result within {limit} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if not lines:
-        text = (done.stderr.strip().splitlines() or ["died"])[-1][:160]
-        return {"network": name, "failed": text}
-    return json.loads(lines[-1])
+        return found.recv() if found.poll(limit) else {"network": name, "failed": f"no result within {limit} s"}
+    except EOFError:
+        process.join()
+        return {"network": name, "failed": f"the process died ({process.exitcode})"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _import_for_all() -> None:
+    """What every network needs takes longer to import than most networks take to check."""
+    import torch
+
+    import mbs_fx
+
+    torch.set_num_threads(1)  # a process that has started threads cannot be forked
+    for name in ("timm", "torchvision"):
+        import_module(name)
+    for name in mbs_fx.__all__:
+        getattr(mbs_fx, name)
+
+
+def _answer(told: Connection, name: str, side: str) -> None:
+    warnings.simplefilter("ignore")
+    told.send(SIDES[side](name))
 
 
 def main() -> None:
@@ -296,17 +318,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=300, help="seconds per network")
     parser.add_argument("--sides", default="mbs,peer", help="which of mbs, module and peer to run")
     parser.add_argument("--again", action="store_true", help="run those once more that failed")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--what", default="mbs", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        warnings.simplefilter("ignore")
-        print(json.dumps(SIDES[args.what](args.one)))
-        return
     sides = args.sides.split(",")
     stem = "coverage-libraries" if args.zoo else "coverage"
     log, out = args.log or Path(f"{stem}.jsonl"), args.out or Path(f"docs/{stem}.md")
     done = read(log)
+    _import_for_all()
     for name in ZOO if args.zoo else remembered(log.with_suffix(".names"), args.most):
         if not re.search(args.only, name):
             continue

@@ -35,7 +35,7 @@ def libraries(done: Rows) -> str:
 def _how(command: str) -> str:
     return (
         f"Made by `python {command}` (uniform β = 0.75; {MACHINE}). What is checked is in `benchmarks/proof.py`; *s* "
-        "is analysis, plan and rewrite in a new process, *GiB* the peak memory of all checks.\n\n"
+        "is analysis, plan and rewrite in a process of its own, *GiB* the peak memory of all checks.\n\n"
     )
 
 
