@@ -334,7 +334,8 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(side, name, row.get("failed", "ok"), flush=True)
-    out.write_text(libraries(done) if args.zoo else page(done))
+    done = {place: row for place, row in done.items() if not args.zoo or place[1] in ZOO}
+    out.write_text(libraries(done, len(ZOO)) if args.zoo else page(done))
 
 
 SIDES = {"mbs": check, "module": module, "peer": peer}

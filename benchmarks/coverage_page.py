@@ -18,24 +18,26 @@ COLUMNS = (
 
 def page(done: Rows) -> str:
     """docs/coverage.md: torchvision and timm."""
-    return f"# Coverage\n\n{_how('benchmarks/coverage.py')}{_totals(done)}{_table(done, COLUMNS)}"
+    how = _how("benchmarks/coverage.py", "*s* is analysis, plan and rewrite in a process of its own, ")
+    return f"# Coverage\n\n{how}{_totals(done)}{_table(done, COLUMNS)}"
 
 
-def libraries(done: Rows) -> str:
-    """docs/coverage-libraries.md: a table by library, then one line a network."""
-    columns = (*COLUMNS[:-1], "module", COLUMNS[-1])
+def libraries(done: Rows, listed: int) -> str:
+    """docs/coverage-libraries.md: a table by library, then one line a network; ``listed`` are those to run."""
+    columns = (*(column for column in COLUMNS[:-1] if column != "s"), "module", COLUMNS[-1])
     return (
         f"# Networks of other libraries\n\n{_how('benchmarks/coverage.py --zoo')}{_totals(done)}"
+        f"`benchmarks/zoo.py` lists {listed} networks; {len(_of(done, 'mbs'))} of them were run for this page.\n\n"
         "*module* is the same plan applied to the `nn.Module` itself: its output is the graph's, and it trains. *own* "
         "code is the class's own; where that counts channels, traced code stands in for it, in the modules named or as "
         f"a whole.\n\n{_by_library(done)}\n\n{_table(done, columns)}"
     )
 
 
-def _how(command: str) -> str:
+def _how(command: str, more: str = "") -> str:
     return (
-        f"Made by `python {command}` (uniform β = 0.75; {MACHINE}). What is checked is in `benchmarks/proof.py`; *s* "
-        "is analysis, plan and rewrite in a process of its own, *GiB* the peak memory of all checks.\n\n"
+        f"Made by `python {command}` (uniform β = 0.75; {MACHINE}). What is checked is in `benchmarks/proof.py`; {more}"
+        "*GiB* is the peak memory of all checks.\n\n"
     )
 
 

@@ -89,9 +89,23 @@ for _model, _config, _arguments in (
     ("CvtForImageClassification", "CvtConfig", {}),
     ("UperNetForSemanticSegmentation", "UperNetConfig", {}),
     ("DPTForDepthEstimation", "DPTConfig", {"image_size": 128}),
-    ("SuperPointForKeypointDetection", "SuperPointConfig", {}),
 ):
     _add("transformers", _model, _transformers(_model, _config, **_arguments))
+
+
+def _points(model: Any, x: Any) -> Any:
+    """The two maps that SuperPoint reads its points off, as many as there are."""
+    seen = model.encoder(x).last_hidden_state
+    scores, descriptors = model.keypoint_decoder, model.descriptor_decoder
+    return (
+        scores.conv_score_b(scores.relu(scores.conv_score_a(seen))),
+        descriptors.conv_descriptor_b(descriptors.relu(descriptors.conv_descriptor_a(seen))),
+    )
+
+
+ZOO["transformers/SuperPointForKeypointDetection"] = Entry(
+    _transformers("SuperPointForKeypointDetection", "SuperPointConfig"), (2, 1, 128, 128), _points
+)
 
 for _library, _package in (("smp", "segmentation_models_pytorch"), ("torchseg", "torchseg")):
     for _model in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus"):

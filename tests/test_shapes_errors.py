@@ -63,3 +63,30 @@ def test_what_depends_on_values_is_said():
 
     with pytest.raises(MBSError, match="depends on values"):
         infer(symbolic_trace(Masked()), [(2, 3)])
+
+
+class Waves(nn.Module):
+    """``istft`` looks whether its window leaves gaps, and its shape follows from those of its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x):
+        z = torch.view_as_real(torch.stft(x, 16, 8, window=self.window, return_complex=True))
+        z = torch.view_as_complex(self.conv(z.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous())
+        return torch.istft(z, 16, 8, window=self.window, length=x.shape[-1])
+
+
+def test_a_function_that_only_checks_numbers_has_a_shape():
+    assert infer(symbolic_trace(Waves()), [(2, 80)])["output"].shape == (2, 80)
+
+
+def test_a_number_that_is_read_has_none():
+    class Read(nn.Module):
+        def forward(self, x):
+            return x * x.sum().item()
+
+    with pytest.raises(MBSError, match="depends on values"):
+        infer(symbolic_trace(Read()), [(2, 3)])

@@ -6,7 +6,8 @@ Semantics
 - Layers of ``torch.nn`` and functions of the libraries return layouts that follow from their configuration
   and the layouts of their arguments: each combination runs once, on meta tensors.
 - Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
-  slower, but they know their device and how to mix with real ones.  A module that decides by values gets zeros.
+  slower, but they know their device and how to mix with real ones.  A module that decides by values gets zeros,
+  a function of torch that checks them (``istft`` its window) ones.
 - Short tensors of whole numbers that the graph holds (a shape, an order of channels) keep their numbers.
 - Regions of autocast are not entered: they change types, not shapes.
 - Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
@@ -96,10 +97,24 @@ class FakeInterpreter(Interpreter):
             return run(call, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             if n.op != "call_module":
-                return run(call, *self._with_numbers(n))
+                return self._of_numbers(n, run, call)
             if self.device.type == "meta":
                 raise
             return self._on_zeros(call, args, kwargs)
+
+    def _of_numbers(self, n: Node, run: Callable[..., Any], call: Any) -> Any:
+        """What a function returns that looks at numbers: those of constants, or ones where it only checks them."""
+        args, kwargs = self._with_numbers(n)
+        try:
+            return run(call, args, kwargs)
+        except DataDependentOutputException:
+            if self.device.type == "meta":
+                raise
+            given = mapped((args, kwargs), lambda t: torch.ones_like(t, device=self.device) if t.is_meta else t)
+            result = call(*given[0], **given[1])
+            if not isinstance(result, Tensor):
+                raise
+            return mapped(result, self._meta)
 
     def _with_numbers(self, n: Node) -> tuple[Any, Any]:
         """Arguments of a node, with a number for each constant of one element that the graph holds."""
