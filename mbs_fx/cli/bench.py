@@ -19,7 +19,7 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU. Default: as torch has it.")] = None,
     backend: options.Backends = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Turns of the two networks; more until the ratio is settled.")] = 15,
+    repetitions: Annotated[int, typer.Option(min=1, help="Turns; more until the ratio is settled.")] = 15,
     device: Annotated[str | None, typer.Option(help="Where. Default: cpu.")] = None,
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
