@@ -62,8 +62,8 @@ def test_patches_times_weights_are_the_layer(name):
         chosen = torch.randperm(form.positions(wanted))[:7]
         patches = form.patches(value, tuple(wanted.shape), chosen)
         matrix = form.matrix(layer.weight)
-        given = patches @ matrix.transpose(1, 2) + layer.bias.double().reshape(matrix.shape[:2])[:, None]
-    assert torch.allclose(given, form.outputs(wanted, chosen), atol=1e-5)
+        given = patches.double() @ matrix.transpose(1, 2) + layer.bias.double().reshape(matrix.shape[:2])[:, None]
+    assert torch.allclose(given.float(), form.outputs(wanted, chosen), atol=1e-5)
     assert patches.shape[2] == form.unknowns(value)
     assert torch.equal(form.weight(matrix, layer.weight), layer.weight)
 

@@ -34,7 +34,8 @@ from mbs_fx.reconstruction.frontier import Chunk
 from mbs_fx.reconstruction.images import read_chunks
 from mbs_fx.reconstruction.labelled import Loss
 from mbs_fx.reconstruction.layers import argument, norm_behind
-from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
+from mbs_fx.reconstruction.linear_forms import LinearForm, form_of, positions, products
+from mbs_fx.reconstruction.memory_order import channels_last
 from mbs_fx.reconstruction.networks import graph_of
 from mbs_fx.reconstruction.readers import Reader, reader
 from mbs_fx.results.plan import Plan
@@ -101,7 +102,8 @@ def choose_channels(
     with random_state_kept(), torch.no_grad():
         request = Request(batch_size, max_images, seed=seed, workers=workers)
         if criterion == "readers":
-            keep = _chosen(found, private, counts, read_chunks(private, images, found.analysis, request, place), seed)
+            chunks = channels_last([private], read_chunks(private, images, found.analysis, request, place))
+            keep = _chosen(found, private, counts, chunks, seed)
         else:
             keep = select(found, counts, scores_on_images(found, private, images, request, place, criterion, loss))
     return replace(plan, channels=keep.channels())
@@ -200,11 +202,12 @@ class _Moments(fx.Interpreter):
         form = self.forms.get(n.name)
         if form is not None:
             value: Tensor = self.env[n.all_input_nodes[0]]
-            flat = value.movedim(form.channel_axis, 1).flatten(2) if value.dim() > 2 else value[..., None]
-            wanted = max(FEWEST_POSITIONS, POSITIONS_PER_CHANNEL * flat.shape[1]) / self.images
-            chosen = torch.randperm(flat.shape[2], generator=self.generator)[: ceil(wanted)].to(flat.device)
-            rows = flat.index_select(2, chosen).transpose(1, 2).flatten(0, 1).double()
-            product = rows.T @ rows
+            flat = positions(value, form.channel_axis)
+            wanted = max(FEWEST_POSITIONS, POSITIONS_PER_CHANNEL * flat.shape[2]) / self.images
+            chosen = torch.randperm(flat.shape[1], generator=self.generator)[: ceil(wanted)].to(flat.device)
+            rows = flat.index_select(1, chosen).flatten(0, 1)
+            rows = rows.to(products(rows))
+            product = (rows.T @ rows).double()
             self.sums[n.name] = product if n.name not in self.sums else self.sums[n.name] + product
             self.counts[n.name] += len(rows)
         return super().run_node(n)

@@ -44,14 +44,19 @@ class Chunk:
 
     def only_held_back(self) -> list[Any]:
         """The arguments for the images that are held back, in memory of their own."""
-        return [
-            nested(argument, lambda tensor: tensor[self.held_back.to(tensor.device)]) for argument in self.arguments
-        ]
+        return [nested(argument, lambda tensor: tensor[self.fitted :].clone()) for argument in self.arguments]
 
     @property
-    def held_back(self) -> Tensor:
-        """Which images are held back from the fits: every fifth."""
-        return (torch.arange(len(self)) + self.first) % FOLD == FOLD - 1
+    def fitted(self) -> int:
+        """How many images are not held back."""
+        return len(self) - ((self.first + len(self)) // FOLD - self.first // FOLD)
+
+    def placed(self, first: int) -> Chunk:
+        """The chunk behind ``first`` images; every fifth image is held back, and those of the chunk come last in it."""
+        back = (torch.arange(len(self)) + first) % FOLD == FOLD - 1
+        order = torch.argsort(back.int(), stable=True)
+        arguments = tuple(nested(argument, lambda each: each[order.to(each.device)]) for argument in self.arguments)
+        return Chunk(self.number, arguments, first)
 
 
 @dataclass

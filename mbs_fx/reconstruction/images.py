@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +53,7 @@ def placed(chunks: list[Chunk], ranks: Ranks) -> tuple[list[Chunk], int]:
     if not all(everyone):
         raise MBSError(f"{len(sizes)} batches are too few for {len(everyone)} processes: give smaller ones")
     first = {number: sum(size for other, size in sizes if other < number) for number, _ in sizes}
-    return [replace(chunk, first=first[chunk.number]) for chunk in chunks], total
+    return [chunk.placed(first[chunk.number]) for chunk in chunks], total
 
 
 def _text(shapes: tuple[tuple[int, ...], ...]) -> str:

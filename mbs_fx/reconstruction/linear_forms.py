@@ -66,24 +66,23 @@ class LinearForm:
         return math.prod(output.shape[2:] if self.spec is not None else output.shape[1:-1])
 
     def outputs(self, output: Tensor, chosen: Tensor) -> Tensor:
-        """Outputs at chosen positions, (groups, images x positions, outputs of a group) in float64."""
-        flat = output.movedim(self.channel_axis, 1).flatten(2) if output.dim() > 2 else output[..., None]
-        return self._rows(flat.index_select(2, chosen)[..., None])
+        """Outputs at chosen positions, (groups, images x positions, outputs of a group) as products take them."""
+        return self._rows(positions(output, self.channel_axis).index_select(1, chosen)[:, :, None])
 
     def patches(self, value: Tensor, output: tuple[int, ...], chosen: Tensor) -> Tensor:
-        """Patches at chosen positions, (groups, images x positions, D) in float64; ``output`` is the output's shape."""
+        """Patches at chosen positions, (groups, images x positions, D); ``output`` is the output's shape."""
         if self.spec is None:
             return self.outputs(value, chosen)
         value, step = self._padded(value, self.spec, output[2:])
         index = _flat_index(self.spec, step, output[2:], value.shape[2:], chosen)
-        taken = value.flatten(2).index_select(2, index.reshape(-1))
-        return self._rows(taken.unflatten(2, index.shape))
+        taken = positions(value, self.channel_axis).index_select(1, index.reshape(-1))
+        return self._rows(taken.unflatten(1, index.shape))
 
     def _rows(self, taken: Tensor) -> Tensor:
-        """(images, channels, positions, kernel) as (groups, images x positions, channels of a group x kernel)."""
-        n, channels, positions, kernel = taken.shape
-        parts = taken.reshape(n, self.groups, channels // self.groups, positions, kernel)
-        rows = parts.permute(1, 0, 3, 2, 4).double()
+        """(images, positions, kernel, channels) as (groups, images x positions, channels of a group x kernel)."""
+        n, positions, kernel, channels = taken.shape
+        parts = taken.reshape(n, positions, kernel, self.groups, channels // self.groups)
+        rows = parts.permute(3, 0, 1, 4, 2).to(products(taken))
         return rows.reshape(self.groups, n * positions, -1)
 
     def _padded(self, value: Tensor, spec: ConvSpec, output: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
@@ -102,6 +101,17 @@ class LinearForm:
                 last = max(reach - value.shape[2 + axis] - first, 0)
             pads += [first, last]
         return F.pad(value, pads, mode="constant" if self.mode == "zeros" else self.mode), step
+
+
+def positions(value: Tensor, channel_axis: int) -> Tensor:
+    """(images, positions, channels); a view of a tensor in channels-last order."""
+    value = value.movedim(channel_axis, -1)
+    return value.flatten(1, -2) if value.dim() > 2 else value[:, None]
+
+
+def products(value: Tensor) -> torch.dtype:
+    """The type that products of rows are summed in: float32 holds them well enough where float64 is slow."""
+    return torch.float32 if value.device.type == "cpu" and value.dtype != torch.float64 else torch.float64
 
 
 def _padding(spec: ConvSpec) -> list[tuple[int, int]]:

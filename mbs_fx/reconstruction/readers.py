@@ -43,10 +43,16 @@ class Reader:
     energy: float
     p_diagonal: Array = field(init=False)
     n_diagonal: Array = field(init=False)
-    _removed: list[tuple[Array, Array, float, float]] = field(default_factory=list[tuple[Array, Array, float, float]])
+    _count: int = 0
+    _t: Array = field(init=False)
+    _rows: Array = field(init=False)
+    _middles: Array = field(init=False)
+    _scales: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.p_diagonal, self.n_diagonal = self.p.diagonal().copy(), self.n.diagonal().copy()
+        self._t, self._rows = np.empty_like(self.p), np.empty_like(self.p)
+        self._middles, self._scales = np.empty_like(self.p_diagonal), np.empty_like(self.p_diagonal)
 
     def costs(self) -> Array:
         """What removing each channel next adds to the relative error of the output, squared."""
@@ -54,13 +60,15 @@ class Reader:
 
     def remove(self, c: int) -> None:
         """Remove a channel: rank-one updates of the diagonals, rows being made when they are needed."""
-        p, n = self.p[c].copy(), self.n[c].copy()
-        for t, row, middle, scale in self._removed:
-            p -= t[c] * t * scale
-            n += middle * t[c] * t - t[c] * row - row[c] * t
+        k = self._count
+        earlier, rows, middles, scales = self._t[:k], self._rows[:k], self._middles[:k], self._scales[:k]
+        own = earlier[:, c]
+        p = self.p[c] - (own * scales) @ earlier
+        n = self.n[c] + (middles * own - rows[:, c]) @ earlier - own @ rows
         scale, middle = float(p[c]), float(n[c])
         t = p / scale
-        self._removed.append((t, n, middle, scale))
+        self._t[k], self._rows[k], self._middles[k], self._scales[k] = t, n, middle, scale
+        self._count += 1
         self.p_diagonal -= t * t * scale
         self.n_diagonal += middle * t * t - 2 * t * n
 
@@ -86,7 +94,12 @@ def reader(form: LinearForm, weight: Tensor, moments: Tensor, choices: NDArray[n
     if energy <= 0:
         return None
     m[np.diag_indices_from(m)] += RIDGE * m.diagonal().mean()
-    return Reader(unique, np.linalg.inv(m).astype(np.float64), a, energy)
+    return Reader(unique, _inverse(m), a, energy)
+
+
+def _inverse(m: Array) -> Array:
+    """The inverse of a symmetric positive matrix."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(m))).numpy()
 
 
 def _rounds(place: NDArray[np.int64], groups: int, per: int) -> list[NDArray[np.int64]]:

@@ -11,18 +11,19 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mbs_fx.density.images import Request
 from mbs_fx.errors import MBSError
 from mbs_fx.reconstruction.frontier import FOLD, Chunk, Frontier, tensors_in
 from mbs_fx.reconstruction.images import placed, read_chunks
 from mbs_fx.reconstruction.layers import Layer, find_layers
+from mbs_fx.reconstruction.memory_order import channels_last
 from mbs_fx.reconstruction.networks import Pair, pair, result
 from mbs_fx.reconstruction.refit import Refitter
 from mbs_fx.reconstruction.solve import REGULARISATIONS
@@ -88,6 +89,7 @@ def reconstruct(
         run_on = place_and_dtype(both.original)[0]
         read = ranks.together(lambda: read_chunks(both.original, images, both.keep.facts.analysis, request, run_on))
         chunks, count = placed(read[ranks.rank], ranks)
+        chunks = channels_last([both.original, both.small], chunks)
         multiples = REGULARISATIONS if regularisation is None else (regularisation,)
         report = _refitted(both, chunks, count, multiples, seed, ranks, progress if ranks.rank == 0 else False)
         return result(small, both.small, report)
@@ -123,13 +125,13 @@ def _refitted(
     layers, reasons = find_layers(both.keep, both.small)
     device = place_and_dtype(both.original)[0]
     budget = BUDGET.get(device.type, BUDGET_ELSEWHERE) // ranks.world
-    before = _output_errors(both, chunks)
-    refitter = Refitter(both, Frontier(both.original, both.small, chunks, budget), images, multiples, seed, ranks)
+    before = _outputs_before(both.small, chunks)
+    frontier = Frontier(both.original, both.small, chunks, budget)
+    refitter = Refitter(both, frontier, images, multiples, seed, ranks)
     with _bar(layers, progress) as passed:
         refitter.run(layers, both.fresh, passed)
-    after = _output_errors(both, chunks)
-    total = [sum(part) for part in zip(*ranks.exchange((*before, *after)), strict=True)]
-    output = ((total[0] / total[1]) ** 0.5, (total[2] / total[3]) ** 0.5) if total[1] and total[3] else None
+    total = [sum(part) for part in zip(*ranks.exchange(_output_errors(frontier, before)), strict=True)]
+    output = ((total[0] / total[2]) ** 0.5, (total[1] / total[2]) ** 0.5) if total[2] else None
     return Reconstruction(
         layers=tuple(refitter.errors),
         left={**reasons, **refitter.left},
@@ -151,18 +153,25 @@ def _notes(refitter: Refitter) -> Generator[str]:
         )
 
 
-def _output_errors(both: Pair, chunks: list[Chunk]) -> tuple[float, float]:
-    """Squares of errors and of values of the outputs, summed over the images held back."""
-    wrong = whole = 0.0
-    for chunk in chunks:
-        if not chunk.held_back.any():
+def _outputs_before(small: nn.Module, chunks: list[Chunk]) -> dict[int, list[Tensor]]:
+    """What a network gives for the images held back, by the number of their chunk."""
+    return {chunk.number: tensors_in(small(*chunk.only_held_back())) for chunk in chunks if chunk.fitted < len(chunk)}
+
+
+def _output_errors(frontier: Frontier, before: Mapping[int, list[Tensor]]) -> tuple[float, float, float]:
+    """Squares of errors before and after, and of the original's values, summed over the images held back."""
+    frontier.advance(len(frontier.nodes))
+    sums = [0.0, 0.0, 0.0]
+    for held in frontier.held:
+        if held.chunk.number not in before:
             continue
-        given = (tensors_in(network(*chunk.only_held_back())) for network in (both.original, both.small))
-        for wanted, found in zip(*given, strict=True):
+        given = (tensors_in(list(env.values())[-1]) for env in (held.original, held.small))
+        for wanted, found, earlier in zip(*given, before[held.chunk.number], strict=True):
             if wanted.is_floating_point():
-                wrong += float((wanted.double() - found.double()).square().sum())
-                whole += float(wanted.double().square().sum())
-    return wrong, whole
+                own = wanted[held.chunk.fitted :].double()
+                for place, other in enumerate((earlier, found[held.chunk.fitted :], torch.zeros(()))):
+                    sums[place] += float((own - other.double().to(own.device)).square().sum())
+    return sums[0], sums[1], sums[2]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from math import ceil, prod
@@ -20,14 +20,17 @@ import torch
 from torch import Tensor
 
 from mbs_fx.reconstruction.additions import Path, follow, path_behind
+from mbs_fx.reconstruction.few_rows import Rows, Span
 from mbs_fx.reconstruction.frontier import Env, Frontier, Held, run_node
 from mbs_fx.reconstruction.layers import NORMS, Call, Layer
+from mbs_fx.reconstruction.linear_forms import LinearForm
 from mbs_fx.reconstruction.networks import Pair
 from mbs_fx.reconstruction.solve import Fit, Sums, fit
 from mbs_fx.results.reconstruction import LayerError
 from mbs_fx.runtime.ranks import Ranks
 
 FEWEST_POSITIONS = 1 << 14
+FEWEST_IN_GROUPS = 1 << 11
 POSITIONS_PER_UNKNOWN = 16
 
 EXACT = 1e-5
@@ -35,8 +38,6 @@ EXACT = 1e-5
 
 SAME = "its input is the original's"
 OTHER = "its forward computes something else than its class says"
-
-Halves = tuple[Sums | None, Sums | None]
 
 
 @dataclass
@@ -101,12 +102,13 @@ class Refitter:
             same = bool((kept - small).abs().max() <= EXACT * kept.abs().max())
             if all(self.ranks.exchange(same)):
                 return SAME
-        given = run_node(self.frontier.small, self._nodes(call)[1], {**held.small})
+        node, small = self._nodes(call)[1], small[:1]
+        given = run_node(self.frontier.small, node, {**held.small, node.all_input_nodes[0]: small})
         chosen = torch.arange(min(call.form.positions(given), 64), device=given.device)
         patches = call.form.patches(small, tuple(given.shape), chosen)
         weight, bias = self._weights(layer)
         wanted = call.form.outputs(given, chosen)
-        difference = (patches @ weight.transpose(1, 2) + bias[:, None] - wanted).abs().max()
+        difference = (patches.double() @ weight.transpose(1, 2) + bias[:, None] - wanted).abs().max()
         return "" if bool(difference <= 0.02 * wanted.abs().max()) else OTHER
 
     def _weights(self, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -119,14 +121,25 @@ class Refitter:
         call = layer.calls[0]
         path = path_behind(self.pair.small, call.node, self.pair.keep.facts.flow.shapes, self._mixers)
         scale = self._scale(call, path)
-        found: list[Halves] = []
-        for held in self.frontier.held:
-            found.append(self._sums(number, held, call, path, scale))
-            found += self._later(number, held, layer)
-        fitted, held_back = (self._together([half[side] for half in found]) for side in (0, 1))
         weight, bias = self._weights(layer)
         squares = scale.square().reshape(weight.shape[:2])
-        chosen = fit(fitted, held_back, weight, bias, layer.free_bias, squares, self.regularisations)
+        rows = (
+            each
+            for held in self.frontier.held
+            for each in (self._rows(number, held, call, path, scale), *self._later(number, held, layer))
+        )
+        span = None
+        if weight.shape[0] == 1 and self._positions(layer) < weight.shape[2]:
+            rows = list(rows)
+            everyone = self.ranks.exchange([each.patches.cpu() for each in rows])
+            patches = [each.to(weight.device) for own in everyone for each in own]
+            span = Span.of(patches, weight)
+            rows = [span.written(each) for each in rows]
+        fitted, held_back = self._sums(rows)
+        start = weight if span is None else span.start()
+        width = weight.shape[2]
+        found = fit(fitted, held_back, start, bias, layer.free_bias, squares, self.regularisations, width)
+        chosen = found if span is None else span.whole(found)
         self._note(layer, chosen, path, squares, fitted, held_back)
         if chosen.regularisation is not None:
             self._write(layer, chosen)
@@ -135,11 +148,18 @@ class Refitter:
     def _mixers(self) -> frozenset[str]:
         return frozenset(self.pair.keep.facts.flow.mixers)
 
-    def _together(self, own: list[Sums | None]) -> Sums:
-        """The sum over all chunks of all processes."""
-        mine = [sums for sums in own if sums is not None]
-        everyone = self.ranks.exchange(reduce(add, mine) if mine else None)
-        return reduce(add, [sums for sums in everyone if sums is not None])
+    def _sums(self, rows: Iterable[Rows]) -> tuple[Sums, Sums]:
+        """Sums over the images to fit to and over those held back, of all processes."""
+        own: list[Sums | None] = [None, None]
+        for each in rows:
+            for side, part in enumerate((slice(each.fitted), slice(each.fitted, None))):
+                if each.patches[:, part].shape[1]:
+                    found = Sums.of(each.patches[:, part], each.targets[:, part], each.energies[:, part])
+                    earlier = own[side]
+                    own[side] = found if earlier is None else earlier + found
+        everyone = self.ranks.exchange(own)
+        fitted, held_back = (reduce(add, [sums for sums in side if sums]) for side in zip(*everyone, strict=True))
+        return fitted, held_back
 
     def _write(self, layer: Layer, chosen: Fit) -> None:
         layer.weight.data.copy_(layer.calls[0].form.weight(chosen.weight, layer.weight))
@@ -179,7 +199,7 @@ class Refitter:
         low, high = (follow(self.frontier.small, path, call.node, zero + i, env) for i in (0, 1))
         return (high - low).double().movedim(axis, 0).flatten(1).mean(1)
 
-    def _sums(self, number: int, held: Held, call: Call, path: Path, scale: Tensor) -> Halves:
+    def _rows(self, number: int, held: Held, call: Call, path: Path, scale: Tensor) -> Rows:
         output = self.frontier.output(held, call.node)
         axis = call.form.channel_axis % output.dim()
         kept = _index(call.out, output)
@@ -195,15 +215,15 @@ class Refitter:
             safe = torch.where(usable, factor, 1.0)
             target, energy = torch.where(usable, (whole - rest) / safe, target), whole / safe
         value = self._inputs(call, held.original, held.small)[1]
-        return self._halves(number, held, call, value, target, energy)
+        return self._chosen_rows(number, held, call, value, target, energy)
 
-    def _later(self, number: int, held: Held, layer: Layer) -> list[Halves]:
-        """The sums of the further calls of a shared layer: the original runs ahead on copies."""
+    def _later(self, number: int, held: Held, layer: Layer) -> list[Rows]:
+        """The rows of the further calls of a shared layer: the original runs ahead on copies."""
         if len(layer.calls) == 1:
             return []
         env = {node: value.clone() if isinstance(value, Tensor) else value for node, value in held.original.items()}
         wanted = {self._nodes(call)[0]: call for call in layer.calls[1:]}
-        found: list[Halves] = []
+        found: list[Rows] = []
         for node, _ in self.frontier.nodes[self.frontier.place : 1 + self.frontier.place_of[layer.calls[-1].node]]:
             if node not in env:
                 value = env[node.args[0]] if node in wanted else None
@@ -214,23 +234,32 @@ class Refitter:
                     axis = call.form.channel_axis % value.dim()
                     target = env[node].index_select(axis, _index(call.out, value))
                     value = value.index_select(axis, _index(call.inp, value))
-                    found.append(self._halves(number, held, call, value, target, target))
+                    found.append(self._chosen_rows(number, held, call, value, target, target))
         return found
 
-    def _halves(self, number: int, held: Held, call: Call, value: Tensor, target: Tensor, energy: Tensor) -> Halves:
-        """Sums over chosen positions of the images to fit to, and of those held back."""
-        wanted = max(FEWEST_POSITIONS, POSITIONS_PER_UNKNOWN * call.form.unknowns(value)) / self.images
+    def _chosen_rows(self, number: int, held: Held, call: Call, value: Tensor, target: Tensor, energy: Tensor) -> Rows:
+        """Rows at positions drawn at random."""
         generator = torch.Generator().manual_seed((self.seed * 10_007 + number) * 100_003 + held.chunk.number)
-        chosen = torch.randperm(call.form.positions(target), generator=generator)[: ceil(wanted)].sort().values
+        count = self._wanted(call.form, call.form.unknowns(value))
+        chosen = torch.randperm(call.form.positions(target), generator=generator)[:count].sort().values
         chosen = chosen.to(target.device)
         patches = call.form.patches(value, tuple(target.shape), chosen)
         rows, energies = call.form.outputs(target, chosen), call.form.outputs(energy, chosen)
-        back = held.chunk.held_back.to(target.device).repeat_interleave(len(chosen))
-        first, second = (
-            Sums.of(patches[:, part], rows[:, part], energies[:, part]) if bool(part.any()) else None
-            for part in (~back, back)
-        )
-        return first, second
+        return Rows(patches, rows, energies, held.chunk.fitted * len(chosen))
+
+    def _wanted(self, form: LinearForm, unknowns: int) -> int:
+        """Positions of one image."""
+        fewest = FEWEST_POSITIONS if form.groups == 1 else FEWEST_IN_GROUPS
+        return ceil(max(fewest, POSITIONS_PER_UNKNOWN * unknowns) / self.images)
+
+    def _positions(self, layer: Layer) -> int:
+        """Positions of all calls, images and processes."""
+        call, held = layer.calls[0], self.frontier.held
+        output = self.frontier.output(held[0], call.node)
+        own = len(layer.calls) * sum(len(each.chunk) for each in held)
+        value = self._inputs(call, held[0].original, held[0].small)[1]
+        each = min(call.form.positions(output), self._wanted(call.form, call.form.unknowns(value)))
+        return each * sum(self.ranks.exchange(own))
 
 
 def _index(kept: Any, like: Tensor) -> Tensor:

@@ -1,22 +1,23 @@
 """The least squares of one layer, from sums over positions.
 
 Semantics
-- W = argmin E|y - W u - b|^2 + lambda |W - W0|^2 for every group: the normal equations in float64, where W0 are the
-  inherited weights and lambda is a multiple of the mean diagonal of the patches' second moment.
-- The multiple is the one of `REGULARISATIONS` with the smallest error on images that are held back from the fit; the
-  inherited weights stay where none is better than they.  The weights come from all images.
+- W = argmin E|y - W u - b|^2 + lambda |W - W0|^2 for every group, in float64, where W0 are the inherited weights and
+  lambda is a multiple of the mean diagonal of the patches' second moment.
+- One eigendecomposition of that moment gives the error of every lambda on the images that are held back.  The multiple
+  is the one of `REGULARISATIONS` with the smallest; the inherited weights stay where none is better than they.  The
+  weights come from all images.
 - b is free where the layer has a bias, or a BatchNorm behind it whose mean can take it; elsewhere it is zero.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 REGULARISATIONS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""Multiples of the mean diagonal, tried in this order."""
+"""Multiples of the mean diagonal."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,34 @@ class Sums:
         turned = patches.transpose(1, 2)
         return Sums(
             patches.shape[1],
-            patches.sum(1),
-            targets.sum(1),
-            turned @ patches,
-            turned @ targets,
-            targets.square().sum(1),
-            energies.square().sum(1),
+            patches.sum(1).double(),
+            targets.sum(1).double(),
+            (turned @ patches).double(),
+            (turned @ targets).double(),
+            targets.square().sum(1).double(),
+            energies.square().sum(1).double(),
         )
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.count + other.count,
-            self.u + other.u,
-            self.y + other.y,
-            self.uu + other.uu,
-            self.uy + other.uy,
-            self.yy + other.yy,
-            self.energy + other.energy,
-        )
+        return Sums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def error(self, weight: Tensor, bias: Tensor) -> Tensor:
         """E(y - W u - b)^2 for every output, (groups, O)."""
         spread = ((weight @ self.uu) * weight).sum(2) - 2 * (weight * self.uy.transpose(1, 2)).sum(2) + self.yy
         shift = 2 * bias * ((weight * self.u[:, None]).sum(2) - self.y)
         return ((spread + shift) / self.count + bias.square()).clamp_min(0)
+
+    def about(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean products of patches less ``u`` with each other, and with targets less ``y``."""
+        uu, uy = self.uu / self.count, self.uy / self.count
+        own_u, own_y = self.u / self.count, self.y / self.count
+        cross = own_u[:, :, None] * u[:, None]
+        moment = uu - cross - cross.transpose(1, 2) + u[:, :, None] * u[:, None]
+        return moment, uy - own_u[:, :, None] * y[:, None] - u[:, :, None] * (own_y - y)[:, None]
+
+    def centre(self, bias: Tensor, free_bias: bool) -> tuple[Tensor, Tensor]:
+        """What a fit takes off patches and targets: their means where the bias is free, else the bias."""
+        return (self.u / self.count, self.y / self.count) if free_bias else (torch.zeros_like(self.u), bias)
 
 
 @dataclass(frozen=True)
@@ -89,34 +94,59 @@ def fit(
     free_bias: bool,
     scale: Tensor,
     regularisations: tuple[float, ...] = REGULARISATIONS,
+    width: int | None = None,
 ) -> Fit:
-    """The best weights; ``scale`` (groups, O) says how much an error of each output counts."""
+    """The best weights; ``scale`` (groups, O) says how much an error of each output counts.
+
+    ``width``: the length of the diagonal that lambda is a multiple of the mean of, where it is not D.
+    """
     before = held.error(weight, bias)
-    best, least, after = None, float((before * scale).sum()), before
+    stays = Fit(weight, bias, None, before, before)
+    u, y = fitted.centre(bias, free_bias)
+    moment, cross = fitted.about(u, y)
+    if not bool(torch.isfinite(moment).all()):
+        return stays
+    turned = weight.transpose(1, 2)
+    values, basis = torch.linalg.eigh(moment)
+    across = basis.transpose(1, 2)
+    wanted = across @ (cross - moment @ turned)
+    held_moment, held_cross = held.about(u, y)
+    slope = across @ (held_cross - held_moment @ turned)
+    scaled = wanted * scale[:, None]
+    linear = (scaled * slope).sum(2)
+    square = (across @ held_moment @ basis) * (scaled @ wanted.transpose(1, 2))
+    start = float((held.error(weight, y - (weight * u[:, None]).sum(2)) * scale).sum())
+    best, least = None, float((before * scale).sum())
+    tiny = torch.finfo(values.dtype).tiny
+    mean = _mean_diagonal(moment, width)
     for multiple in regularisations:
-        error = held.error(*solve(fitted, weight, bias, free_bias, multiple))
-        total = float((error * scale).sum())
+        shrink = (values.clamp_min(0) + multiple * mean).clamp_min(tiny).reciprocal()
+        change = (shrink[:, :, None] * square).sum(1)
+        total = start + float((shrink * (change - 2 * linear)).sum())
         if total < least:
-            best, least, after = multiple, total, error
+            best, least = multiple, total
     if best is None:
-        return Fit(weight, bias, None, before, before)
-    return Fit(*solve(fitted + held, weight, bias, free_bias, best), best, before, after)
+        return stays
+    after = held.error(*solve(fitted, weight, bias, free_bias, best, width))
+    if not float((after * scale).sum()) < float((before * scale).sum()):
+        return stays
+    return Fit(*solve(fitted + held, weight, bias, free_bias, best, width), best, before, after)
 
 
-def solve(sums: Sums, weight: Tensor, bias: Tensor, free_bias: bool, multiple: float) -> tuple[Tensor, Tensor]:
-    """Weights and biases for one lambda."""
-    n = sums.count
-    uu, uy = sums.uu / n, sums.uy / n
-    u, y = sums.u / n, sums.y / n
-    if free_bias:
-        uu = uu - u[:, :, None] * u[:, None]
-        uy = uy - u[:, :, None] * y[:, None]
-    else:
-        uy = uy - u[:, :, None] * bias[:, None]
-    mean = uu.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(uu.dtype).tiny)
-    ridge = uu.clone()
-    ridge.diagonal(dim1=1, dim2=2).add_(multiple * mean[:, None])
+def solve(
+    sums: Sums, weight: Tensor, bias: Tensor, free_bias: bool, multiple: float, width: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weights and biases for one lambda; ``width`` as for `fit`."""
+    u, y = sums.centre(bias, free_bias)
+    moment, cross = sums.about(u, y)
+    ridge = moment.clone()
+    ridge.diagonal(dim1=1, dim2=2).add_(multiple * _mean_diagonal(moment, width))
     factor, failed = torch.linalg.cholesky_ex(ridge)
-    change = torch.cholesky_solve(uy - uu @ weight.transpose(1, 2), factor).transpose(1, 2)
+    change = torch.cholesky_solve(cross - moment @ weight.transpose(1, 2), factor).transpose(1, 2)
     weight = torch.where((failed == 0)[:, None, None], weight + change, weight)
     return weight, y - (weight * u[:, None]).sum(2) if free_bias else bias
+
+
+def _mean_diagonal(moment: Tensor, width: int | None) -> Tensor:
+    total = moment.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    return (total / (width or moment.shape[2])).clamp_min(torch.finfo(moment.dtype).tiny)
