@@ -37,7 +37,11 @@ def _takes(network: nn.Module, chunk: Chunk) -> bool:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    return not a.is_floating_point() or bool((a - b).abs().max() <= CLOSE * a.abs().max().clamp_min(1e-30))
+    return (
+        not a.is_floating_point()
+        or not a.numel()
+        or bool((a - b).abs().max() <= CLOSE * a.abs().max().clamp_min(1e-30))
+    )
 
 
 def _last(tensor: Tensor) -> Tensor:
