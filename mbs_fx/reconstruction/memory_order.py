@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from mbs_fx.density.fast_copy import LAYOUTS
@@ -37,11 +38,9 @@ def _takes(network: nn.Module, chunk: Chunk) -> bool:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    return (
-        not a.is_floating_point()
-        or not a.numel()
-        or bool((a - b).abs().max() <= CLOSE * a.abs().max().clamp_min(1e-30))
-    )
+    if not a.is_floating_point() or not a.numel():
+        return True
+    return bool((a - b).abs().max() <= CLOSE * a.abs().max().clamp_min(torch.finfo(a.dtype).tiny))
 
 
 def _last(tensor: Tensor) -> Tensor:
