@@ -117,6 +117,7 @@ def test_the_code_that_is_shown_does_the_same(run, workplace, command):
         ["measure", "--max-images", "16", "--out", "d.json"],
         ["plan", "--density", "given.json", "--max-flops", "80%", "--keep", "conv1", "--beta", "m2=0.8"],
         ["sweep", "--density", "given.json", "--round-to", "4", "--out", "all.json"],
+        ["sweep", *MODEL, "--images", "photos", "--keep", "0", "--eval", "photos", "--out", "tested.json"],
         [
             "reduce",
             "--plan",
@@ -139,8 +140,10 @@ def test_every_option_is_in_the_code_that_is_shown(run, workplace, arguments):
         pytest.importorskip("matplotlib", reason="the extra 'pictures' is not installed")
     mbs_fx.measure(mbs_fx.trace(sample.trained()), sample.images()[:32]).save("given.json")
     run("plan", "--density", "given.json", "--out", "plan.json")
-    (workplace / "photos" / "3").mkdir(parents=True)
-    Image.new("RGB", (32, 32)).save(workplace / "photos" / "3" / "cat.png")
+    (workplace / "photos" / "1").mkdir(parents=True)
+    for number in range(10):
+        noise = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(workplace / "photos" / "1" / f"{number}.png")
     given = set(workplace.iterdir())
     torch.manual_seed(0)
     code, out, _ = run(*arguments, "--show-code")

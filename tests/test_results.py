@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 import mbs_fx
+from mbs_fx.results.reconstruction import LayerError, Reconstruction
 from mbs_fx.results.tables import change_text, kept_lines, listed, remarks, size_text, span_text, widths_text
 
 INTEGER = np.int64
@@ -81,3 +82,16 @@ def test_numbers_as_text() -> None:
     assert widths_text([(8, 4), (8, 8), (6, 3)], most=2) == "8 → 4, 8, … (3)"
     assert listed(["a", "b", "c"], 2) == "a, b and 1 more"
     assert listed(["a", "b"], 2) == "a, b"
+
+
+def test_large_held_back_errors_are_marked():
+    layers = tuple(
+        LayerError(f"conv{n}", "output", 0.6, error, 0.01, 9, 90, 20) for n, error in enumerate((0.1, 0.45, 0.299))
+    )
+    made = Reconstruction(layers, {}, 20, 4)
+    lines = str(made).splitlines()
+    assert [line.split("  ")[0] for line in lines if " * " in line] == ["conv1"]
+    assert "* 0.3 or more: the plan cut too deep here" in lines
+    assert made.worst(2) == "conv1 0.450 *, conv2 0.299 and 1 more"
+    assert "too deep" not in str(replace(made, layers=layers[:1]))
+    assert Reconstruction.from_dict(made.to_dict()) == made

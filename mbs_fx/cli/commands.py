@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mbs_fx.cli import options
-from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, expect, held, needed, outputs, partial
+from mbs_fx.cli.evaluation import PlanTest, requested
+from mbs_fx.cli.session import SHIPPED, Session, applied, check_reading, expect, held, more, needed, outputs, partial
 from mbs_fx.errors import MBSError
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def sweep(
     keep: options.Keep = None,
     batch: options.Batch = None,
     on_bad_image: options.BadImage = None,
+    eval_: options.Eval = None,
+    classes: options.Classes = None,
     device: options.Device = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all plans as JSON.", rich_help_panel=options.OUTPUT)
@@ -151,23 +154,30 @@ def sweep(
     as_json: options.Json = False,
     show_code: options.ShowCode = False,
 ) -> None:
-    """Show parameters, flops and bytes for every threshold that makes a difference."""
+    """Show parameters, flops, bytes, and accuracy with --eval, for every threshold that makes a difference."""
     import mbs_fx
 
     asked = options.planning(round_to=round_to, min_width=min_width, keep=keep)
     check_reading(model, images, density, device, asked, batch=batch, on_bad_image=on_bad_image)
-    session = Session(model, needed(weights, model, images, density), size, opaque, device=device)
+    given = weights if eval_ is not None else needed(weights, model, images, density)
+    session = Session(model, given, size, opaque, device=device)
     asked = session.rounded(asked)
+    test = None if eval_ is None and classes is None else requested(session, eval_, classes)
     paths = outputs(out, f"{session.source.name}-sweep", (".json",), force) if out is not None else ()
     beside = partial(paths[0].parent if paths else Path(), f"{session.source.name}-density")
     found = session.measure(images, density, None, beside, on_bad_image, batch_size=batch)
-    made = mbs_fx.sweep(session.analysis, found, **asked)
-    session.say("plans", "mbs_fx.sweep(analysis, density" + "".join(f", {k}={v!r}" for k, v in asked.items()) + ")")
+    tested = None if test is None else PlanTest(session, test)
+    made = mbs_fx.sweep(session.analysis, found, evaluate=tested, **asked)
+    for line in () if tested is None else tested.code():
+        session.say("", line)
+    how = more(**asked) + ", evaluate=tested" * (tested is not None)
+    session.say("plans", f"mbs_fx.sweep(analysis, density{how})")
     for path in paths:
         made.to_json(path)
         session.say("", f"plans.to_json({str(path)!r})")
     session.say("", "print(plans)")
-    session.tell(str(made), made.to_json(), as_json, show_code)
+    below = "" if test is None else f"\n\nAccuracy is {test.words}."
+    session.tell(f"{made}{below}", made.to_json(), as_json, show_code)
 
 
 def draw(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from mbs_fx.cli.session import Session
     from mbs_fx.folder import LabelledImages, Preparation
+    from mbs_fx.results.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,27 @@ def evaluate(session: Session, test: Test, networks: Mapping[str, nn.Module]) ->
         'small.meta["mbs"] = replace(mbs_fx.plan_of(small), accuracy=accuracy)',
     ):
         session.say("", line)
+
+
+class PlanTest:
+    """For `mbs_fx.sweep`: the accuracy of a plan's network, reconstructed where images were read."""
+
+    def __init__(self, session: Session, test: Test) -> None:
+        from mbs_fx.runtime.devices import usable
+
+        self.own, self.test, self.device = copy(session), test, str(usable(session.device))
+
+    def __call__(self, plan: Plan) -> float:
+        import mbs_fx
+
+        self.own.code = []
+        networks = self.own.reduced(plan, "inherit", None, True, None)
+        return mbs_fx.accuracy(list(networks.values())[-1], self.test.data, device=self.device)
+
+    def code(self) -> tuple[str, ...]:
+        """The Python that binds it to ``tested``, once it was called."""
+        body = [*self.own.code, f"return mbs_fx.accuracy(small, test, device={self.device!r})"]
+        return ("", *self.test.code, "", "def tested(plan):", *(f"    {line}" for line in body), "")
 
 
 def _outputs(model: nn.Module, size: int) -> int:
