@@ -24,7 +24,7 @@ from mbs_fx.tracing.given_forward import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
-WEIGHTS, REFITTED = "mbs_fx.weights", "reconstructed"
+WEIGHTS, REFITTED = "mbs_weights", "reconstructed"
 """What a file of weights says of them, and the word for reconstructed ones."""
 
 
