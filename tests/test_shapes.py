@@ -14,6 +14,7 @@ from work import calls
 from mbs_fx.errors import MBSError
 from mbs_fx.sample import resnet
 from mbs_fx.shapes.shapes import TensorShape, infer
+from mbs_fx.tracing.trace import trace
 
 Pair = namedtuple("Pair", "low high")
 
@@ -258,3 +259,12 @@ def test_work_grows_with_the_nodes(model, size, limit):
     with torch.device("meta"):
         gm = symbolic_trace(model())
     assert calls(lambda: infer(gm, [(1, 3, size, size)])) < limit * len(gm.graph.nodes)
+
+
+def test_a_bound_that_is_a_tensor_of_one_number():
+    class Resampled(nn.Module):
+        def forward(self, x):
+            length = torch.floor(torch.as_tensor(3 * x.shape[-1] / 4)).long()
+            return x[..., :length] * torch.tensor(2.0)
+
+    assert infer(trace(Resampled(), (2, 3, 40)), [(2, 3, 40)])["output"].shape == (2, 3, 30)

@@ -8,6 +8,7 @@ Semantics
 - Other people's code, and what fails on meta tensors, runs at every node on fake tensors: several times
   slower, but they know their device and how to mix with real ones.  A module that decides by values gets zeros,
   a function of torch that checks them (``istft`` its window) ones.
+- A tensor of one number that comes of numbers alone (``torch.as_tensor(length / 2).ceil()``) keeps it.
 - Short tensors of whole numbers that the graph holds (a shape, an order of channels) keep their numbers.
 - Regions of autocast are not entered: they change types, not shapes.
 - Modules run as shallow copies that hold such tensors and no hooks, so nothing of the model changes.
@@ -37,6 +38,7 @@ from mbs_fx.runtime.torch_private import (
     exit_autocast,
 )
 from mbs_fx.shapes.graph_attributes import shallow_copy
+from mbs_fx.shapes.known_numbers import KnownNumbers
 from mbs_fx.shapes.layouts import MODULE_FIELDS, hashed, is_constant, layout
 
 HOOKS = frozenset(name for name in MODULE_FIELDS if "_hooks" in name)
@@ -55,6 +57,7 @@ class FakeInterpreter(Interpreter):
         self.extra_traceback = False
         self.results: dict[Hashable, Any] = {}
         self.metas: dict[Hashable, Tensor] = {}
+        self.numbers = KnownNumbers()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.shares = not any(map(_reshapes_in_place, gm.graph.nodes))
         first = next((p for p in gm.parameters() if p.is_floating_point()), torch.empty(0))
@@ -68,8 +71,12 @@ class FakeInterpreter(Interpreter):
         return torch.empty(tuple(value), dtype=self.dtype, device="meta")
 
     def run_node(self, n: Node) -> Any:
-        """The value of a node; its tensors are meta tensors."""
+        """The value of a node; its tensors are meta tensors, but for single numbers that are known."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
+        number = self.numbers.made(n, args, kwargs)
+        if number is not None:
+            return number
+        args, kwargs = self.numbers.given(n, args, kwargs)
         return mapped(self._dispatch(n, args, kwargs), self._meta)
 
     def _dispatch(self, n: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
