@@ -4,7 +4,7 @@ Semantics
 - `torch.utils.benchmark` times; on an accelerator it waits for the result.
 - The two networks take turns, and the order within a turn alternates.  The ratio is the median over turns: what slows
   the machine for a while slows both.  Turns go on until its standard error is `SETTLED`, `MOST` times as many as asked
-  for at the most; a result that is not settled says so.
+  for or `LONGEST` at the most; a result that is not settled says so.
 - Eval mode, no gradients, random inputs of the shapes that the plan was made for.  Neither network is changed.
 - Peak memory: on an accelerator what the allocator held at the most during a run; elsewhere the bytes of the weights
   and the feature maps, by the plan, where the small network carries one.
@@ -12,6 +12,7 @@ Semantics
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,11 @@ from mbs_fx.tracing.example import example_of, is_shape, place_and_dtype
 BLOCK = 0.02
 """Seconds that one network runs in a turn, at least; short runs are repeated."""
 
-MOST = 16
+MOST = 64
 """Turns at the most, in multiples of those that were asked for."""
+
+LONGEST = 120.0
+"""Seconds after which no more turns are taken than were asked for."""
 
 
 def bench(
@@ -116,7 +120,10 @@ def _timing(
     numbers = [max(1, round(BLOCK / max(timer.timeit(2).mean, 1e-9))) for timer in timers]
     times: tuple[list[float], list[float]] = [], []
     ratios: list[float] = []
-    while len(ratios) < MOST * repetitions and (not ratios or Spread.error(ratios) > SETTLED):
+    start = time.monotonic()
+    while not ratios or (
+        Spread.error(ratios) > SETTLED and len(ratios) < MOST * repetitions and time.monotonic() - start < LONGEST
+    ):
         for _ in range(repetitions):
             for which in (0, 1) if len(ratios) % 2 == 0 else (1, 0):
                 times[which].append(timers[which].timeit(numbers[which]).mean * 1e3)
