@@ -96,7 +96,7 @@ def _whole(value: Any, least: int) -> bool:
 
 
 REFITTED = 0.01
-"""The learning rate at the start from reconstructed weights, where none is given: 0.1 would undo what they hold."""
+"""The learning rate at the start from reconstructed weights, where none is given: they are near the original's."""
 
 
 def optimizer_of(recipe: Recipe, parameters: Any) -> Optimizer:
