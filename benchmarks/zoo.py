@@ -290,6 +290,5 @@ for _name, _size, _forward in (
     _build = _call(f"torchvision.models.detection.{_name}", weights=None, weights_backbone=None)
     ZOO[f"torchvision/{_name}"] = Entry(_build, (2, 3, _size, _size), _forward)
 for _name, _size in (("r3d_18", 112), ("mc3_18", 112), ("r2plus1d_18", 112), ("s3d", 224)):
-    _add(
-        "torchvision", f"video.{_name}", _call(f"torchvision.models.video.{_name}", weights=None), (1, 3, 16, 112, 112)
-    )
+    _build = _call(f"torchvision.models.video.{_name}", weights=None)
+    _add("torchvision", f"video.{_name}", _build, (1, 3, 16, _size, _size))
