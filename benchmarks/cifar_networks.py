@@ -108,13 +108,19 @@ class ConvShortcut(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
+def with_convolutions(depth: int, folder: Path | None) -> ResNet:
+    """The original with convolutions for padding shortcuts; it computes the same."""
+    base = original(depth, folder)
+    for stage in (base.layer2, base.layer3):
+        stage[0] = ConvShortcut(stage[0])
+    return base
+
+
 def pruned(params: int, depth: int, folder: Path | None, images: Tensor) -> Subject:
     """The original pruned by Torch-Pruning to nearest ``params``; weights inherited."""
     import torch_pruning as tp
 
-    base = original(depth, folder)
-    for stage in (base.layer2, base.layer3):
-        stage[0] = ConvShortcut(stage[0])
+    base = with_convolutions(depth, folder)
 
     def at(ratio: float) -> nn.Module:
         net = deepcopy(base)

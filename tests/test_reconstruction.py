@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mbs_fx
+from mbs_fx.reconstruction.few_rows import Rows, Span
 from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
 from mbs_fx.reconstruction.readers import reader
 from mbs_fx.reconstruction.solve import Sums, fit, solve
@@ -85,6 +86,39 @@ def test_errors_from_sums_are_errors_of_rows():
     wanted = (y - u @ w.transpose(1, 2) - b[:, None]).square().mean(1)
     assert torch.allclose(Sums.of(u, y, y).error(w, b), wanted)
     assert torch.allclose((Sums.of(u[:, :9], y[:, :9], y) + Sums.of(u[:, 9:], y[:, 9:], y)).error(w, b), wanted)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_the_multiple_is_the_one_with_the_least_error_on_images_held_back(free):
+    generator = torch.Generator().manual_seed(0)
+    u, w0, w1, b, noise, scale = (
+        torch.randn(*shape, generator=generator).double()
+        for shape in ((2, 60, 12), (2, 3, 12), (2, 3, 12), (2, 3), (2, 60, 3), (2, 3))
+    )
+    y = (u + 1) @ w1.transpose(1, 2) + 2 * noise
+    fitted, held = (Sums.of(u[:, part] + 1, y[:, part], y[:, part]) for part in (slice(40), slice(40, None)))
+    errors = {m: held.error(*solve(fitted, w0, b, free, m)) for m in (1e-3, 1e-1, 1.0, 10.0)}
+    best = min(errors, key=lambda m: float((errors[m] * scale.square()).sum()))
+    found = fit(fitted, held, w0, b, free, scale.square(), tuple(errors))
+    assert found.regularisation == best
+    assert torch.allclose(found.after, errors[best])
+    assert torch.allclose(found.weight, solve(fitted + held, w0, b, free, best)[0])
+
+
+def test_few_positions_give_the_same_weights_in_the_span_of_their_patches():
+    generator = torch.Generator().manual_seed(0)
+    u, y, weight, bias = (torch.randn(*s, generator=generator).double() for s in ((20, 50), (20, 3), (3, 50), (3,)))
+    rows = Rows(u[None], y[None], y[None], 15)
+    weight, bias = weight[None], bias[None]
+    span = Span.of([rows.patches], weight)
+    found = []
+    for each, start in ((rows, weight), (span.written(rows), span.start())):
+        halves = (Sums.of(each.patches[:, p], each.targets[:, p], y[None, p]) for p in (slice(15), slice(15, None)))
+        found.append(fit(*halves, start, bias, True, torch.ones(1, 3), (1e-2, 1.0), width=50))
+    direct, spanned = found[0], span.whole(found[1])
+    assert direct.regularisation == spanned.regularisation
+    assert torch.allclose(direct.weight, spanned.weight)
+    assert torch.allclose(direct.bias, spanned.bias)
 
 
 def test_weights_stay_where_nothing_is_better_on_images_held_back():
