@@ -133,3 +133,23 @@ def test_a_product_with_a_parameter_is_exact():
     assert not mbs_fx.analyze(mbs_fx.trace(net, SHAPE), SHAPE).notes
     _, error = reduced(net, betas={8: 0.7})
     assert error < 1e-10
+
+
+def test_a_single_channel_that_is_split_off_stays_alone():
+    """The query of one channel that weighs keys and values (MobileViTv2)."""
+
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.all, self.out = conv(3, 16), conv(16, 33), conv(16, 24)
+            self.fc = nn.Linear(24, 5)
+
+        def forward(self, x):
+            query, key, value = self.all(F.relu(self.stem(x))).split([1, 16, 16], dim=1)
+            weighed = F.relu(value) * (query.sigmoid() * key).mean((2, 3), keepdim=True)
+            return self.fc(F.relu(self.out(weighed)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    small, error = reduced(Weighed().eval(), betas={(8, 8): 0.5})
+    assert small.meta["mbs"].widths == {"stem": 8, "all": 17, "out": 12}
+    assert error < 1e-10

@@ -117,8 +117,9 @@ def _by_rule(flow: Flow, call: ChannelCall) -> LabelResult:
     check_result(call, rule, result.labels)
     if factors_in(result.labels) or result.refused or result.notes or result.mixer:
         return result
-    if call.operation in READS_NO_CHANNELS or flow.ties.records() > before:
-        return result
+    of_several = isinstance(call.source, Node) and isinstance(flow.labels.get(call.source.name), list)
+    if of_several or call.operation in READS_NO_CHANNELS or flow.ties.records() > before:
+        return result  # one of several results: the others leave by other nodes
     return replace(result, labels=FROZEN, refused="its rule says nothing about the channels that enter")
 
 
