@@ -1,10 +1,10 @@
 """Every network of docs/coverage.md written as a Python file, and run where mbs_fx is not.
 
-    python benchmarks/export.py [--only REGEX] [--most 100] [--log export.jsonl] [--again]
+    python benchmarks/export.py [--only REGEX] [--most 100] [--again]
 
 Each network is built with fresh weights, reduced (uniform β = 0.75) and exported; another process, in which importing
 mbs_fx, timm or torchvision.models fails, runs the file on the same images.  Outputs must be equal bit for bit.  A pair
-of processes serves several networks.  The log is resumable.
+of processes serves several networks.  A line per network is kept in the log, and a run goes on from there.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def run(names: Sequence[str], limit: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--coverage", type=Path, default=Path("docs/coverage.md"))
-    parser.add_argument("--log", type=Path, default=Path("export.jsonl"))
+    parser.add_argument("--log", type=Path, default=Path(__file__).parent / "logs" / "export.jsonl")
     parser.add_argument("--only", default="", help="regular expression on names")
     parser.add_argument("--most", type=float, default=1000, help="million parameters")
     parser.add_argument("--limit", type=int, default=300, help="seconds per network")
