@@ -114,7 +114,7 @@ def slowed(ratios):
 
 
 def test_turns_end_when_the_ratio_is_settled(pair, monkeypatch):
-    monkeypatch.setattr("mbs_fx.benchmarking.bench.Timer", Watch(slowed([1.0, 3.0, 2.0, *[2.0] * 6])))
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Watch(slowed([1.0, 3.0, 2.0, *[2.0] * 6])))
     found = mbs_fx.bench(*pair, batch_sizes=[1], repetitions=3)
     assert found.timings[0].turns == 6  # the quartiles of six lie at 2
     assert found.timings[0].ratio.median == 2
@@ -123,13 +123,13 @@ def test_turns_end_when_the_ratio_is_settled(pair, monkeypatch):
 
 
 def test_turns_end_when_they_take_too_long(pair, monkeypatch):
-    monkeypatch.setattr("mbs_fx.benchmarking.bench.Timer", Watch(slowed([1.0, 3.0, 2.0])))
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Watch(slowed([1.0, 3.0, 2.0])))
     monkeypatch.setattr("mbs_fx.benchmarking.bench.LONGEST", 0.0)
     assert mbs_fx.bench(*pair, batch_sizes=[1], repetitions=3).timings[0].turns == 3
 
 
 def test_a_noisy_machine_is_named(pair, monkeypatch):
-    monkeypatch.setattr("mbs_fx.benchmarking.bench.Timer", Watch(slowed([1.0, 3.0, 2.0] * 64)))
+    monkeypatch.setattr("torch.utils.benchmark.Timer", Watch(slowed([1.0, 3.0, 2.0] * 64)))
     found = mbs_fx.bench(*pair, batch_sizes=[1], repetitions=3)
     assert found.timings[0].turns == 192
     assert f"too noisy: ratios are known to ± {found.timings[0].error:.1%}" in str(found)

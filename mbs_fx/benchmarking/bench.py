@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from mbs_fx.benchmarking.backends import Run, check_backends, prepared
 from mbs_fx.errors import MBSError
@@ -116,6 +115,8 @@ def _timing(
     runs = [
         _ready(model, name, inputs, backend, threads) for model, name in zip(pair, ("original", "small"), strict=True)
     ]
+    from torch.utils.benchmark import Timer  # imports setuptools
+
     timers = [Timer("run()", globals={"run": run}, num_threads=threads) for run in runs]
     numbers = [max(1, round(BLOCK / max(timer.timeit(2).mean, 1e-9))) for timer in timers]
     times: tuple[list[float], list[float]] = [], []
