@@ -4,8 +4,8 @@
 
 Each script runs in a process of its own, one after the other, and what it prints goes into one page:
 ``logs/run-DATE.md``, with machine, versions, commit and the seconds that each took.  Without ``--quick`` the scripts
-repeat as often as the README says; with it the whole takes a quarter of an hour on two cores.  A script that needs data
-which is not there, or that fails, stands in the page with the reason; the others go on.
+repeat as often as the README says.  A script that needs data which is not there, or that fails, stands in the page with
+the reason; the others go on.
 """
 
 from __future__ import annotations
