@@ -71,6 +71,10 @@ class Preparation:
         )
         return v2.Compose([*crop, v2.RandomHorizontalFlip(), self.scaling()])
 
+    def view(self, augment: bool) -> Transform:
+        """What a data set does to its images: `augmentation` for training, `transform` otherwise."""
+        return self.augmentation() if augment else self.transform()
+
     def scaling(self) -> Transform:
         """From bytes to [0, 1], then normalised; the size stays."""
         import torch
@@ -102,7 +106,7 @@ class ImageFolder(Dataset[Tensor | None]):
 
     @cached_property
     def _transform(self) -> Transform:
-        return self.preparation.augmentation() if self.augment else self.preparation.transform()
+        return self.preparation.view(self.augment)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def _transform(self) -> Transform:
-        return self.preparation.augmentation() if self.augment else self.preparation.transform()
+        return self.preparation.view(self.augment)
 
 
 def read(path: str | Path) -> Image:

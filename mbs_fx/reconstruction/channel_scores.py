@@ -24,7 +24,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.activations import activation_kind
 from mbs_fx.macroblocks.analyze import Facts
 from mbs_fx.operations import vocabulary as v
-from mbs_fx.operations.resolve import of_module, of_target
+from mbs_fx.operations.resolve import operation_of
 from mbs_fx.reconstruction.images import read_chunks
 from mbs_fx.reconstruction.labelled import Loss, labelled_batches, per_image
 from mbs_fx.reconstruction.linear_forms import form_of
@@ -79,8 +79,8 @@ def _end(found: Facts, node: Node) -> Node:
 
 
 def _passes(found: Facts, node: Node) -> bool:
-    operation = of_module(type(found.flow.modules[str(node.target)])) if node.op == "call_module" else of_target(node)
-    return operation in (v.BATCH_NORM, v.DROPOUT) or activation_kind(found.flow, node) is not None
+    known = operation_of(found.flow.gm, node) in (v.BATCH_NORM, v.DROPOUT)
+    return known or activation_kind(found.flow, node) is not None
 
 
 class _Run(fx.Interpreter):
