@@ -144,7 +144,7 @@ class FakeInterpreter(Interpreter):
         if "device" in kwargs or call is getattr or not contains_tensor((args, kwargs)):
             return self._on_fakes(call, args, kwargs)
         try:
-            if type(call) in _BATCH_NORM_DIMS and _keeps_layout(call, args[0]):
+            if isinstance(call, nn.Module) and keeps_layout(call, args[0]):
                 return args[0]
             return stand_in(call, self._meta)(*args, **kwargs)
         except Exception:  # noqa: BLE001 whatever meta tensors cannot do: fake tensors can, or say why not
@@ -187,12 +187,15 @@ class _Method:
         return getattr(obj, self.name)(*args, **kwargs)
 
 
-def _keeps_layout(module: nn.Module, x: Tensor) -> bool:
-    """Whether a batch norm takes ``x``, as it nearly always does; torch decomposes it, at 2 ms a layer."""
-    tensors = [t for t in chain(module.parameters(), module.buffers()) if t.ndim]
-    fits = all(t.shape == x.shape[1:2] and t.dtype == x.dtype for t in tensors)
-    refused = module.training and x.shape[1] == x.numel()
-    return fits and x.ndim in _BATCH_NORM_DIMS[type(module)] and not refused
+def keeps_layout(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module is a batch norm and takes ``x``, as it nearly always does; torch decomposes it, at 2 ms each."""
+    if type(module) not in _BATCH_NORM_DIMS:
+        return False
+    held = chain(module._parameters.values(), module._buffers.values())
+    shape, dtype = x.shape, x.dtype
+    fits = all(t is None or t.ndim == 0 or (t.shape == shape[1:2] and t.dtype == dtype) for t in held)
+    refused = module.training and shape[1] == shape.numel()
+    return fits and len(shape) in _BATCH_NORM_DIMS[type(module)] and not refused
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -11,10 +11,13 @@ Semantics
 from __future__ import annotations
 
 import copy
+import copyreg
 import random
+from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ ROUNDING_ERRORS = {"cpu": 1e2}
 ROUNDING_ERRORS_ELSEWHERE = 1e4
 LARGEST_TOLERANCE = 5e-2
 TENSOR_FIELDS = frozenset({"_parameters", "_buffers"})
+COPYING = frozenset({"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__new__"})
 PLAIN = frozenset({int, float, bool, str, type(None), torch.Size})
 
 
@@ -45,16 +49,50 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def _deep_copy(model: nn.Module, known: dict[int, Any]) -> nn.Module:
-    for module in model.modules():
-        if is_plain_layer(module):
-            known.setdefault(id(module), _copied_layer(module, known))
-        elif not module._forward_pre_hooks:
-            kept = (tensor for value in vars(module).values() for tensor in _tensors_in(value) if not tensor.is_leaf)
-            known.update({id(tensor): tensor.detach().clone() for tensor in kept})
     try:
-        return copy.deepcopy(model, known)
+        return _copied_module(model, known)
     except Exception as error:
         raise MBSError(_why_not_copied(model, error)) from error
+
+
+def _copied_module(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """A module again, as copy.deepcopy copies it, in a fraction of the time."""
+    if id(module) in memo:
+        return memo[id(module)]
+    if not _is_copied_by_parts(type(module)):
+        return copy.deepcopy(module, memo)
+    clone = memo[id(module)] = object.__new__(type(module))
+    held = vars(clone)
+    for name, value in vars(module).items():
+        if name == "_compiled_call_impl":
+            continue
+        if name in TENSOR_FIELDS:
+            held[name] = {key: _copied_tensor(tensor, memo) for key, tensor in value.items()}
+        elif name == "_modules":
+            held[name] = {key: None if child is None else _copied_module(child, memo) for key, child in value.items()}
+        elif type(value) in PLAIN:
+            held[name] = value
+        elif type(value) in (dict, OrderedDict, list, set) and not value:
+            held[name] = type(value)()
+        else:
+            held[name] = _copied_value(module, value, memo)
+    return clone
+
+
+@cache
+def _is_copied_by_parts(kind: type[nn.Module]) -> bool:
+    """Whether a class leaves it to copy.deepcopy to copy the attributes of its objects one by one."""
+    if kind in copyreg.dispatch_table:
+        return False
+    own = [base for base in kind.__mro__ if base not in (object, nn.Module)]
+    others = [base for base in own if not base.__module__.startswith("torch.nn.modules.")]
+    return not any(COPYING & vars(base).keys() for base in own) and not any("__setstate__" in vars(b) for b in others)
+
+
+def _copied_value(module: nn.Module, value: Any, memo: dict[int, Any]) -> Any:
+    if not module._forward_pre_hooks:
+        memo.update({id(tensor): tensor.detach().clone() for tensor in _tensors_in(value) if not tensor.is_leaf})
+    return copy.deepcopy(value, memo)
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:
@@ -76,19 +114,6 @@ def is_plain_layer(module: nn.Module) -> bool:
 
 def _is_plain(value: tuple[Any, ...]) -> bool:
     return all(type(item) in PLAIN for item in value)
-
-
-def _copied_layer(layer: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A plain layer again, in a tenth of the time that copy.deepcopy takes."""
-    clone = object.__new__(type(layer))
-    held = vars(clone)
-    for name, value in vars(layer).items():
-        if name in TENSOR_FIELDS:
-            value = {key: _copied_tensor(tensor, memo) for key, tensor in value.items()}
-        elif type(value) not in PLAIN and type(value) is not tuple:
-            value = copy.copy(value) if value else type(value)()
-        held[name] = value
-    return clone
 
 
 def _copied_tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.Tensor | None:

@@ -16,7 +16,6 @@ Semantics
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -42,7 +41,7 @@ from mbs_fx.tracing.caches import Caches, restore
 from mbs_fx.tracing.check import copied, seeded
 from mbs_fx.tracing.constant_values import READS, ConstantValues, has_tensor, is_constant
 from mbs_fx.tracing.example import Argument, Example, arguments, place_and_dtype
-from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, Observations
+from mbs_fx.tracing.leaf_outputs import ORIGINAL_CALL, LeafOutputs, Observations, form_of
 from mbs_fx.tracing.leaves import Leaves, UntraceableError
 from mbs_fx.tracing.recorded_values import Source, forgotten_afterwards, plainly, traced
 from mbs_fx.tracing.regions import detach_regions, recorded_regions
@@ -72,11 +71,10 @@ class ConcreteTracer(LeafTracer):
     def __init__(self, leaves: Leaves, observations: Observations) -> None:
         super().__init__(leaves)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.observations = observations
+        self.leaf_outputs = LeafOutputs(self.fake, observations)
         self.made: dict[int, tuple[torch.Tensor, Source]] = {}
         self.sizes: dict[tuple[Source, int], Any] = {}
         self.device: tuple[torch.device, Source] | None = None
-        self.num_leaf_calls: Counter[str] = Counter()
 
     def record(self, model: nn.Module, inputs: Sequence[Argument], caches: Caches) -> None:
         """Run a fake copy of the model once; the copy carries the constants of the graph."""
@@ -99,16 +97,25 @@ class ConcreteTracer(LeafTracer):
             result = root.forward(*positional, **named)
         self.create_node("output", "output", (self.create_arg(result),), {})
         self.values.drop_unused(self.graph)
+        kept = dict(root.named_buffers(remove_duplicate=False))
         for path, buffer in buffers.items():
-            if dict(root.named_buffers(remove_duplicate=False)).get(path) is not buffer:
+            if kept.get(path) is not buffer:
                 self.told[f"the graph does not keep what the model assigns to its buffer {path!r}"] = None
 
     def _fake_copy(self, model: nn.Module) -> nn.Module:
         memo: dict[int, Any] = {}
         for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-            fake = memo[id(tensor)] = self.fake.from_tensor(tensor, static_shapes=True).requires_grad_(False)
+            fake = memo[id(tensor)] = self._fake(tensor)
             self.made[id(fake)] = fake, Source("get_attr", path)
         return copied(model, memo)
+
+    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter or buffer without numbers; torch's own way takes ten times as long and knows every kind."""
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+            return self.fake.from_tensor(tensor, static_shapes=True).requires_grad_(False)
+        fake = form_of(tensor).fake(self.fake)
+        fake._is_param = isinstance(tensor, nn.Parameter)  # type: ignore[attr-defined]
+        return fake
 
     def _input(self, argument: Argument) -> Any:
         source = Source("placeholder", argument.name)
@@ -133,16 +140,8 @@ class ConcreteTracer(LeafTracer):
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: Any, *more: Any, **named: Any) -> Any:
         """What `call_module` of torch.fx asks for when it meets a leaf."""
         module = self.root.get_submodule(target)
-        call = self.num_leaf_calls[target]
-        self.num_leaf_calls[target] += 1
-        try:
-            with self.unrecorded(), self.fake:
-                result = ORIGINAL_CALL(module, *plainly(args), **plainly(kwargs))
-        except Exception:
-            with self.unrecorded():
-                result = self.observations.output(target, call, self.fake)
-            if result is None:
-                raise
+        with self.unrecorded():
+            result = self.leaf_outputs.output(module, target, plainly(args), plainly(kwargs))
         return self._write(kind, target, args, kwargs, result, bool(getattr(module, "inplace", False)))
 
     @contextmanager
@@ -257,11 +256,13 @@ def _part(getter: Any, whole: Source, key: Any) -> Source:
     return Source("call_function", getter, (whole, key))
 
 
-def trace_concretely(model: nn.Module, example: Example, leaves: Leaves, caches: Caches = ()) -> fx.GraphModule:
-    """Trace at the example's shapes, and with one more image to free the graph from the batch size."""
+def trace_concretely(
+    model: nn.Module, example: Example, leaves: Leaves, caches: Caches = (), any_batch: bool = True
+) -> fx.GraphModule:
+    """Trace at the example's shapes and, for ``any_batch``, with one more image, to let the batch size vary."""
     tracer = _record(model, example, leaves, caches)
     batch = batch_of(example)
-    if batch is not None:
+    if batch is not None and any_batch:
         try:
             twin = _record(model, one_more(example, batch), leaves, caches)
             free_batch(tracer.graph, twin.graph, batch)

@@ -26,7 +26,7 @@ def follow_types(
     gm: fx.GraphModule,
     model: nn.Module,
     inputs: Example | None,
-    retrace: Callable[[nn.Module, Example | None], fx.GraphModule],
+    retrace: Callable[..., fx.GraphModule],
 ) -> tuple[str, ...]:
     """Let types in the graph follow its parameters where the model's do; notes on what could not be told."""
     own = place_and_dtype(model)[1]
@@ -38,13 +38,13 @@ def follow_types(
     note = (f"the graph keeps the type {own}: converted to another, it may fail where the model does not",)
     try:
         converted = None if inputs is None else inputs.map(lambda t: t.to(other) if t.dtype is own else t)
-        twin = retrace(copied(model).to(other), converted)
+        twin = retrace(copied(model).to(other), converted, any_batch=False)
     except (UntraceableError, MBSError):
         return note
-    nodes, twins = list(gm.graph.nodes), list(twin.graph.nodes)
-    if [(n.op, str(n.target)) for n in nodes] != [(t.op, str(t.target)) for t in twins]:
+    nodes, twins = ({n.name: n for n in graph.graph.nodes} for graph in (gm, twin))
+    if any(name not in nodes or _call(node) != _call(nodes[name]) for name, node in twins.items()):
         return note
-    follow = [node for node, t in zip(nodes, twins, strict=True) if node in fixed and own not in _types(t)]
+    follow = [node for node in fixed if own not in _types(twins[node.name])]
     if follow:
         _replace(gm, follow, own, target)
     return ()
@@ -60,6 +60,10 @@ def _replace(gm: fx.GraphModule, follow: list[fx.Node], own: torch.dtype, target
         node.kwargs = map_aggregate(node.kwargs, lambda arg: dtype if arg is own else arg)  # type: ignore[assignment]
     gm.graph.lint()
     gm.recompile()
+
+
+def _call(node: fx.Node) -> tuple[str, str]:
+    return node.op, str(node.target)
 
 
 def _parameter(gm: fx.GraphModule) -> str | None:

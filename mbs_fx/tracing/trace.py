@@ -181,18 +181,20 @@ def _strategies(inputs: Example | None) -> Iterator[tuple[str, Callable[..., fx.
 
 
 def _symbolic(
-    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches
+    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches, any_batch: bool = True
 ) -> fx.GraphModule:
     return trace_symbolically(model, arguments(model, inputs), replace(leaves, functions=functions), caches=caches)
 
 
-def _concrete(model: nn.Module, inputs: Example, leaves: Leaves, functions: bool, caches: Caches) -> fx.GraphModule:
-    attempt = partial(trace_concretely, model, inputs, caches=caches)
+def _concrete(
+    model: nn.Module, inputs: Example, leaves: Leaves, functions: bool, caches: Caches, any_batch: bool = True
+) -> fx.GraphModule:
+    attempt = partial(trace_concretely, model, inputs, caches=caches, any_batch=any_batch)
     return _with_automatic_leaves(attempt, model, replace(leaves, functions=functions))
 
 
 def _symbolic_with_leaves(
-    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches
+    model: nn.Module, inputs: Example | None, leaves: Leaves, functions: bool, caches: Caches, any_batch: bool = True
 ) -> fx.GraphModule:
     attempt = partial(trace_symbolically, model, arguments(model, inputs), registries=True, caches=caches)
     return _with_automatic_leaves(attempt, model, replace(leaves, functions=functions))

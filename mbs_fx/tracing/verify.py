@@ -25,7 +25,8 @@ from mbs_fx.tracing.leaves import UntraceableError
 from mbs_fx.tracing.trials import Outcome, Trial, run_graph, run_model
 from mbs_fx.tracing.varied import varied, with_sizes_of
 
-Retrace = Callable[[nn.Module, Example | None], fx.GraphModule]
+Retrace = Callable[..., fx.GraphModule]
+"""Traces a model on an example once more; with ``any_batch=False`` the graph may hold for that batch size only."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Verifier:
         mode = "training" if training else "evaluation"
         note = f"the graph is not the model in {mode} mode: {differs}"
         try:
-            traced = retrace(copied(self.model).train(training), self.example)
+            example = with_sizes_of(self.example, trial.example)
+            traced = retrace(copied(self.model).train(training), example, any_batch=False)
             expected = replace(self._outcome(trial)[0], gradients=None)
             cause = self._differs(traced, trial, expected, as_model=True)[0]
         except UntraceableError as stop:
