@@ -49,23 +49,41 @@ def test_an_input_without_a_batch_is_refused(net, shape):
 
 
 @pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
-def test_a_weight_that_a_hook_computes_is_refused_with_advice_that_works(name):
-    net = Residual()
+def test_a_weight_that_a_hook_computes_is_cut_as_that_of_a_parametrization(name):
+    torch.manual_seed(0)
+    old, new = Residual().eval(), Residual().eval()
+    new.load_state_dict(old.state_dict())
+    getattr(nn.utils.parametrizations, name)(new.a)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        getattr(nn.utils, name)(net.a)
-    net(torch.randn(SHAPE))
-    _, plan = halved(mbs_fx.trace(Residual().eval(), SHAPE))
-    for call in (lambda: mbs_fx.trace(net, SHAPE), lambda: mbs_fx.rewrite(net, plan)):
-        with pytest.raises(MBSError, match=rf"a\.weight is computed .*parametrizations, .*remove_{name}"):
-            call()
-    getattr(nn.utils, f"remove_{name}")(net.a)
-    getattr(nn.utils.parametrizations, name)(net.a)
-    _, plan = halved(mbs_fx.trace(net.eval(), SHAPE))
-    assert plan.widths["stem.0"] < plan.before["stem.0"]
+        getattr(nn.utils, name)(old.a)
+    if name == "spectral_norm":
+        vectors = new.a.parametrizations.weight[0]
+        old.a.weight_u.copy_(vectors._u)
+        old.a.weight_v.copy_(vectors._v)
     x = torch.randn(SHAPE)
+    old(x)  # leaves a weight that has a gradient
+    graphs = [mbs_fx.trace(net, SHAPE) for net in (old, new)]
+    plans = [halved(gm)[1] for gm in graphs]
+    assert plans[0].widths == plans[1].widths
+    assert plans[0].widths["stem.0"] < plans[0].before["stem.0"]
     with torch.no_grad():
-        assert difference(mbs_fx.rewrite(mbs_fx.trace(net, SHAPE), plan)(x), mbs_fx.rewrite(net, plan)(x)) < 1e-5
+        expected = mbs_fx.rewrite(graphs[1], plans[1])(x)
+        small = mbs_fx.rewrite(graphs[0], plans[0])
+        assert difference(small(x), expected) < 1e-5
+        assert difference(mbs_fx.rewrite(old, plans[0])(x), expected) < 1e-5
+    small.train()(x).sum().backward()
+    assert all(p.grad is not None for p in small.a.parameters())
+
+
+def test_a_weight_that_another_hook_computes_is_refused():
+    net = Residual()
+    del net.a._parameters["weight"]
+    source = nn.Parameter(torch.randn(16, 16, 3, 3))
+    net.a.register_forward_pre_hook(lambda layer, given: setattr(layer, "weight", source * 2))
+    net(torch.randn(SHAPE))
+    with pytest.raises(MBSError, match=r"a\.weight is computed by a hook \(function\); .*parametrize"):
+        mbs_fx.trace(net, SHAPE)
 
 
 class Standardised(nn.Conv2d):

@@ -61,10 +61,19 @@ def own(kind: type[nn.Module]) -> Callable[[nn.Module], object]:
     return lambda layer: parametrize.register_parametrization(layer, "weight", kind())
 
 
+def old(norm: Callable[..., nn.Module], layer: nn.Module, **arguments: Any) -> None:
+    with pytest.warns(FutureWarning):
+        norm(layer, **arguments)
+
+
 FOLLOWED = {
     "weight norm": parametrizations.weight_norm,
     "weight norm, other axis": lambda layer: parametrizations.weight_norm(layer, dim=1),
+    "weight norm by a hook": lambda layer: old(nn.utils.weight_norm, layer),
+    "weight norm by a hook, other axis": lambda layer: old(nn.utils.weight_norm, layer, dim=1),
+    "weight norm by a hook, one norm": lambda layer: old(nn.utils.weight_norm, layer, dim=None),
     "spectral norm": parametrizations.spectral_norm,
+    "spectral norm by a hook": nn.utils.spectral_norm,
     "halved": own(Halved),
     "positive": own(Positive),
 }

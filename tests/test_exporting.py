@@ -298,6 +298,7 @@ class Read(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(w, 6, 3, padding=1) for w in (3, 6, 6))
         self.layers[2].weight = self.layers[1].weight
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 1))
+        self.divided = nn.utils.spectral_norm(nn.Conv2d(6, 6, 1))
         self.dropout = self.Dropout()
 
     class Dropout(nn.Module):
@@ -308,7 +309,7 @@ class Read(nn.Module):
         for layer in self.layers:
             x = layer(x)
         x = F.conv2d(x, self.layers[1].weight / self.layers[1].weight.norm(), self.layers[2].bias)
-        return self.dropout(self.normed(x))
+        return self.dropout(self.divided(self.normed(x)))
 
 
 @pytest.mark.parametrize(
@@ -328,6 +329,7 @@ def test_the_file_gives_the_same(net, shapes, training, tmp_path):
     if isinstance(net, Read):
         assert made.layers[2].weight is made.layers[1].weight
         assert type(made.normed) is nn.Conv2d
+        assert list(made.divided.state_dict()) == ["weight", "bias"]
 
 
 def test_what_would_differ_is_not_written(tmp_path):

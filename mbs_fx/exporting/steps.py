@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from mbs_fx.errors import MBSError
 from mbs_fx.exporting.layers import layer_call
 from mbs_fx.operations.resolve import is_in_place
+from mbs_fx.runtime.weight_hooks import remove_weight_hooks, weight_hooks
 from mbs_fx.shapes.graph_inputs import Shapes
 from mbs_fx.shapes.shapes import TensorShape, infer, typed
 from mbs_fx.tracing.check import copied
@@ -64,7 +65,7 @@ def _without_parametrizations(gm: GraphModule, modules: Mapping[str, nn.Module])
     made: dict[int, nn.Module] = {}
     for node in gm.graph.find_nodes(op="call_module"):
         path, layer = str(node.target), modules[str(node.target)]
-        if parametrize.is_parametrized(layer):
+        if parametrize.is_parametrized(layer) or weight_hooks(layer):
             plain[path] = made.get(id(layer)) or made.setdefault(id(layer), _plain(layer))
     return plain
 
@@ -72,6 +73,9 @@ def _without_parametrizations(gm: GraphModule, modules: Mapping[str, nn.Module])
 def _plain(layer: nn.Module) -> nn.Module:
     """A layer as its class was before the parametrization; torch's way back would change the class of the original."""
     source: Any = copied(layer).eval()
+    remove_weight_hooks(source)
+    if not parametrize.is_parametrized(layer):
+        return source
     plain: Any = object.__new__(type(layer).__bases__[0])
     vars(plain).update(vars(source))
     plain._modules = {name: module for name, module in source._modules.items() if name != "parametrizations"}

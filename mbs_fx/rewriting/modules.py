@@ -34,6 +34,7 @@ from mbs_fx.rewriting.modes import graphs_of, unused
 from mbs_fx.rewriting.resizing import Resizer
 from mbs_fx.rewriting.selection import Criterion, Keep, restore
 from mbs_fx.rewriting.traced_forward import require_own_forward
+from mbs_fx.runtime.weight_hooks import weight_hooks
 from mbs_fx.shapes.fake_interpreter import HOOKS
 from mbs_fx.shapes.graph_attributes import attribute
 from mbs_fx.shapes.graph_inputs import inputs_of
@@ -72,9 +73,11 @@ def rewrite_module(
 
 
 def _taken_hooks(small: nn.Module) -> dict[str, dict[str, Any]]:
-    """The hooks of every module by path, which are taken off: they are for the user's calls, not for ours."""
+    """The hooks by path of module, taken off: they are for the user's calls, not for ours.  Weights need theirs."""
     taken: dict[str, dict[str, Any]] = {}
     for path, module in small.named_modules():
+        if weight_hooks(module):
+            continue
         taken[path] = {name: held for name, held in vars(module).items() if name in HOOKS and held}
         vars(module).update({name: type(held)() for name, held in taken[path].items()})
     return taken

@@ -19,6 +19,7 @@ from mbs_fx.channels.labels import Factor
 from mbs_fx.channels.records import Layer
 from mbs_fx.rewriting.selection import Keep
 from mbs_fx.runtime.torch_private import ConvNd
+from mbs_fx.runtime.weight_hooks import compute_weights
 from mbs_fx.shapes.graph_attributes import shallow_copy
 
 Init = str | Callable[[nn.Module], object]
@@ -78,6 +79,7 @@ class Resizer:
         }
         for name, child in new._modules.items():
             new._modules[name] = copy.deepcopy(child, known_inside)
+        compute_weights(new)
         if layer is not None:
             for name, template in layer.attributes.items():
                 setattr(new, name, self.keep.evaluate(template))

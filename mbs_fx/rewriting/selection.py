@@ -28,6 +28,7 @@ from mbs_fx.errors import MBSError
 from mbs_fx.macroblocks.analyze import Facts
 from mbs_fx.runtime.by_identity import ByIdentity
 from mbs_fx.runtime.torch_private import ConvTransposeNd
+from mbs_fx.runtime.weight_hooks import computed_weight, weight_hooks
 
 Criterion = str | Callable[[str, Tensor], Tensor]
 
@@ -208,6 +209,9 @@ def _layer_scores(facts: Facts, path: str, criterion: Criterion) -> NDArray[np.f
 
 def weight_of(module: nn.Module) -> Any:
     """The weight of a layer, computed on a copy where it is parametrized: reading it may change the layer."""
+    hook = next((hook for hook in weight_hooks(module) if hook.name == "weight"), None)
+    if hook is not None:
+        return computed_weight(module, hook)
     if not is_parametrized(module, "weight"):
         return getattr(module, "weight", None)
     with torch.no_grad():

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from mbs_fx.errors import MBSError
+from mbs_fx.runtime.weight_hooks import weight_hooks
 from mbs_fx.tracing.example import Example, place_and_dtype
 
 ROUNDING_ERRORS = {"cpu": 1e2}
@@ -90,7 +91,7 @@ def _is_copied_by_parts(kind: type[nn.Module]) -> bool:
 
 
 def _copied_value(module: nn.Module, value: Any, memo: dict[int, Any]) -> Any:
-    if not module._forward_pre_hooks:
+    if len(module._forward_pre_hooks) == len(weight_hooks(module)):
         memo.update({id(tensor): tensor.detach().clone() for tensor in _tensors_in(value) if not tensor.is_leaf})
     return copy.deepcopy(value, memo)
 
@@ -107,7 +108,10 @@ def is_plain_layer(module: nn.Module) -> bool:
     if not type(module).__module__.startswith("torch.nn.modules."):
         return False
     return all(
-        type(value) in PLAIN or name in TENSOR_FIELDS or not value or (type(value) is tuple and _is_plain(value))
+        type(value) in PLAIN
+        or name in TENSOR_FIELDS
+        or (type(value) is tuple and _is_plain(value))
+        or not (isinstance(value, torch.Tensor) or value)
         for name, value in vars(module).items()
     )
 
@@ -150,12 +154,9 @@ def _why_computed(model: nn.Module, place: str) -> str:
             f"{place} is masked by torch.nn.utils.prune; make the mask permanent first, "
             f'torch.nn.utils.prune.remove(module, "{name}")'
         )
-    if f"{name}_orig" in owner._parameters or f"{name}_g" in owner._parameters:
-        return (
-            f"{place} is computed from other parameters by a hook, as torch.nn.utils.weight_norm and spectral_norm do; "
-            "use those of torch.nn.utils.parametrizations, or take them off first (torch.nn.utils.remove_weight_norm, "
-            "remove_spectral_norm), which lets its width be scaled, too"
-        )
+    if owner._forward_pre_hooks:
+        hooks = ", ".join(type(hook).__name__ for hook in owner._forward_pre_hooks.values())
+        return f"{place} is computed by a hook ({hooks}); use a parametrization (torch.nn.utils.parametrize)"
     return f"{place} is a tensor that an earlier call left there; delete it, or let forward keep a detached one"
 
 

@@ -3,10 +3,11 @@
 Semantics
 - Parametrizations of `torch.nn.utils.parametrize` are followed where cutting the tensors behind a weight cuts the
   weight: weight normalisation, spectral normalisation, and what works on single elements.  The last is found out by
-  trying: a part of the result is the result of the part.
+  trying: a part of the result is the result of the part.  So are the two normalisations where a hook does them.
 - Weight normalisation (w = g v / |v|): g and v are cut along their axes.  Where the rest of v is zero, |v| is the same.
 - Spectral normalisation: the weight and both of its singular vectors are cut.  The norm is that of what is left.
-- Everything else (orthogonal weights, hooks, weights inside children) keeps the widths around the layer, and says why.
+- Everything else (orthogonal weights, other hooks, weights inside children) keeps the widths around the layer, and
+  says why.
 - The weight itself is never read: spectral normalisation takes a power step when it is.
 """
 
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from mbs_fx.channels.labels import Factor
+from mbs_fx.runtime.weight_hooks import SpectralNorm, weight_hooks
 
 Axes = tuple[Factor | None, ...]
+SPECTRAL = "divides its weight by its spectral norm, which changes with its channels"
 
 
 def why_kept(module: nn.Module) -> str:
@@ -38,6 +41,8 @@ def why_kept(module: nn.Module) -> str:
         return ""
     if "weight_mask" in module._buffers:
         return "its weight is masked by torch.nn.utils.prune: prune.remove makes the mask permanent"
+    if _hooked(module):
+        return ""
     hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
     if hooks:
         return f"its weight is computed by a hook ({', '.join(hooks)}): use torch.nn.utils.parametrizations"
@@ -62,11 +67,35 @@ def tensors_behind(module: nn.Module, axes: Mapping[str, Axes]) -> tuple[dict[st
             continue
         found[f"{place}.original"] = own
         if kind == "_SpectralNorm":
-            found |= {f"{place}.0.{vector}": (labels,) for vector, labels in _singular(held, own).items()}
-            notes.append("divides its weight by its spectral norm, which changes with its channels")
+            pair = _singular(held[0].dim, held.original.shape, own)
+            found |= {f"{place}.0.{vector}": (labels,) for vector, labels in pair.items()}
+            notes.append(SPECTRAL)
         elif not _keeps_zeros(held):
             notes.append("takes a weight that is computed")
-    return found, tuple(notes)
+    return found | _tensors_behind_hooks(module, axes, notes), tuple(notes)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether the hook of `torch.nn.utils` for the weight is the only one, and its tensors can be cut."""
+    hooks, held = weight_hooks(module), module._parameters.get("weight_orig")
+    alone = len(hooks) == len(module._forward_pre_hooks) == 1 and hooks[0].name == "weight"
+    return alone and (held is None or held.dim() > 1)
+
+
+def _tensors_behind_hooks(module: nn.Module, axes: Mapping[str, Axes], notes: list[str]) -> dict[str, Axes]:
+    found: dict[str, Axes] = {}
+    for hook in weight_hooks(module):
+        own, name = axes[hook.name], hook.name
+        if isinstance(hook, SpectralNorm):
+            found[f"{name}_orig"] = own
+            pair = _singular(hook.dim, getattr(module, f"{name}_orig").shape, own)
+            found |= {f"{name}{vector}": (labels,) for vector, labels in pair.items()}
+            notes.append(SPECTRAL)
+        else:
+            sizes = getattr(module, f"{name}_g").shape
+            found[f"{name}_v"] = own
+            found[f"{name}_g"] = tuple(a if s > 1 else None for a, s in zip(own, sizes, strict=False))
+    return found
 
 
 def _why_not_cut(held: ParametrizationList) -> str:
@@ -104,9 +133,8 @@ def _applied(held: ParametrizationList, given: Tensor) -> Tensor:
     return given
 
 
-def _singular(held: Any, axes: Axes) -> dict[str, Factor | None]:
+def _singular(dim: int, shape: torch.Size, axes: Axes) -> dict[str, Factor | None]:
     """Labels of the singular vectors: u runs along one axis of the weight, v along all others."""
-    dim, shape = held[0].dim, held.original.shape
     first, rest = axes[dim], [(axes[a], shape[a]) for a in range(len(shape)) if a != dim]
     labelled = next((place for place, (axis, _) in enumerate(rest) if axis is not None), None)
     if labelled is None:

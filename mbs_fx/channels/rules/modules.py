@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
@@ -78,7 +77,7 @@ def _computes_weight(module: Any) -> bool:
 
     Then twice the weight does not give twice the output.  Without numbers nothing is known, and it counts as such.
     """
-    if type(module).forward.__module__.startswith("torch.") or is_parametrized(module):
+    if type(module).forward.__module__.startswith("torch.") or "weight" not in module._parameters:
         return False
     weight: Tensor = module.weight
     if weight.is_meta:
@@ -109,7 +108,8 @@ def _conv_tensors(module: Any, inp: Factor, out: Factor) -> tuple[dict[str, Axes
     depthwise = 1 < module.groups == module.in_channels
     first, other = (inp, out) if isinstance(module, ConvTransposeNd) else (out, inp)
     weight = (first, None if depthwise else other.reshape(module.groups, -1), *kernel)
-    tensors, notes = tensors_behind(module, {"weight": weight, "bias": (out,)})
+    behind, notes = tensors_behind(module, {"weight": weight, "bias": (out,)})
+    tensors: dict[str, Axes] = {}
     size = (len(first), 1 if depthwise else len(other) // module.groups, *module.kernel_size)
     for name, shape in _own_tensors(module).items():
         if shape == size:
@@ -118,7 +118,7 @@ def _conv_tensors(module: Any, inp: Factor, out: Factor) -> tuple[dict[str, Axes
             tensors[name] = (out, *(None for _ in shape[1:]))
         else:
             tensors[name] = (None,) * len(shape)
-    return tensors, notes
+    return tensors | behind, notes
 
 
 @channels(v.LINEAR)
