@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.fx import symbolic_trace
 
-from mbs_fx.errors import MBSError
+from mbs_fx.errors import MBSError, SizedByValuesError
 from mbs_fx.shapes.shapes import infer
 
 
@@ -61,7 +61,7 @@ def test_what_depends_on_values_is_said():
         def forward(self, x):
             return x[x > 0]
 
-    with pytest.raises(MBSError, match="depends on values"):
+    with pytest.raises(SizedByValuesError, match="depends on values"):
         infer(symbolic_trace(Masked()), [(2, 3)])
 
 

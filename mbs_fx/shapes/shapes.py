@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from mbs_fx.errors import MBSError
+from mbs_fx.errors import MBSError, SizedByValuesError
 from mbs_fx.operations.call import TensorShape
 from mbs_fx.runtime.random_state import random_state_kept
 from mbs_fx.runtime.torch_private import FAKE_TENSOR_LOG
@@ -133,7 +133,8 @@ class _ShapeInterpreter(FakeInterpreter):
         try:
             result = super().run_node(n)
         except Exception as error:
-            raise MBSError(self._message(n, error)) from error
+            kind = SizedByValuesError if _looks_at_values(error) else MBSError
+            raise kind(self._message(n, error)) from error
         self.shapes[n.name] = shapes_of(result)
         return result
 
@@ -181,6 +182,7 @@ def _describe(value: Any) -> str:
     return reprlib.repr(value)
 
 
+_VALUES = ("datadependent", "data-dependent", "data dependent", "dynamicoutputshape")
 _ADVICE = (
     (
         ("kernel size can't be greater", "too small", "must be strictly less", "padding size should be less"),
@@ -188,7 +190,7 @@ _ADVICE = (
     ),
     (("more than 1 value per channel",), "Give two images or more, or put the model in eval mode"),
     (
-        ("datadependent", "data-dependent", "data dependent", "dynamicoutputshape"),
+        _VALUES,
         "Its result depends on values: make this part a leaf module that returns tensors of a fixed shape",
     ),
     (("dtype", "same type", "should be the same"), "Give an input of the dtype of the weights"),
@@ -197,8 +199,14 @@ _ADVICE = (
 
 def _advice(error: Exception) -> str:
     """What to do, by the words of torch's messages."""
+    advice = (advice for signs, advice in _ADVICE if _has_one(error, signs))
+    return next(advice, "Give an input of the shape that the network was built for")
+
+
+def _looks_at_values(error: Exception) -> bool:
+    return _has_one(error, _VALUES)
+
+
+def _has_one(error: Exception, signs: Iterable[str]) -> bool:
     text = f"{type(error).__name__} {error}".lower()
-    for signs, advice in _ADVICE:
-        if any(sign in text for sign in signs):
-            return advice
-    return "Give an input of the shape that the network was built for"
+    return any(sign in text for sign in signs)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from mbs_fx.errors import MBSError
+from mbs_fx.errors import MBSError, SizedByValuesError
 from mbs_fx.shapes.shapes import infer
 
 _NAMES = frozenset({"argwhere", "batched_nms", "masked_select", "nms", "nonzero", "unique", "unique_consecutive"})
@@ -26,7 +26,7 @@ def sized_by_values(gm: GraphModule, inputs: Sequence[Any]) -> bool:
     try:
         infer(gm, inputs)
     except MBSError as error:
-        return "depends on values" in str(error)
+        return isinstance(error, SizedByValuesError)
     return False
 
 
