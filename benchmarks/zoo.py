@@ -172,7 +172,7 @@ _NAMES = (
 )
 for _name in _NAMES.split():
     # Batch norms over a single position need two images in training.
-    _images = 2 if _name in ("resnesta18", "bam_resnet18", "scnet50") else 1
+    _images = 2 if _name in ("resnesta18", "bam_resnet18", "scnet50", "ghostnet") else 1
     _add("pytorchcv", _name, _pytorchcv(_name), (_images, 3, 224, 224))
 _NAMES = (
     "resnet20 preresnet20 densenet40_k12 wrn16_10 shakeshakeresnet20_2x16d pyramidnet110_a48 resnext29_32x4d nin "

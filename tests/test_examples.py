@@ -1,4 +1,4 @@
-"""Every page of docs/examples runs where the library that it is about is installed."""
+"""Every page of docs/examples runs where the libraries that it needs are installed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.md"))
 NEEDED = {
-    "ultralytics.md": "ultralytics",
-    "transformers.md": "transformers",
-    "segmentation.md": "segmentation_models_pytorch",
-    "timm.md": "timm",
-    "torchvision.md": "torchvision",
-    "lightning.md": "pytorch_lightning",
+    "ultralytics.md": ["ultralytics"],
+    "transformers.md": ["transformers", "accelerate"],
+    "segmentation.md": ["segmentation_models_pytorch"],
+    "timm.md": ["timm"],
+    "torchvision.md": ["torchvision"],
+    "lightning.md": ["pytorch_lightning"],
 }
 
 
-def test_every_page_names_its_library() -> None:
+def test_every_page_names_its_libraries() -> None:
     assert {page.name for page in PAGES} == set(NEEDED)
 
 
@@ -27,7 +27,8 @@ def test_every_page_names_its_library() -> None:
 def test_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():  # those of other people's libraries
         warnings.simplefilter("ignore")
-        pytest.importorskip(NEEDED[page.name], reason=f"the page is about {NEEDED[page.name]}")
+        for library in NEEDED[page.name]:
+            pytest.importorskip(library, reason=f"the page needs {library}")
         monkeypatch.chdir(tmp_path)
         code = "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
         module = tmp_path / f"{page.stem}_page.py"
