@@ -115,9 +115,10 @@ def facts(
 
 def _held(gm: GraphModule) -> Hashable:
     """The modules that a graph calls, with their settings: replacing or changing one makes another network."""
+    modules = dict(gm.named_modules(remove_duplicate=False))
     called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
-    modules = [gm.get_submodule(target) for target in called]
-    return tuple((id(module), module.training, module.extra_repr()) for module in modules)
+    held = (modules[target] for target in called)
+    return tuple((id(module), module.training, module.extra_repr()) for module in held)
 
 
 def _fingerprint(gm: GraphModule, shapes: Shapes, opaque: tuple[str, ...]) -> str:

@@ -72,13 +72,13 @@ class Resizer:
             for name, tensor in held.items():
                 if tensor is not None:
                     held[name] = self.tensor(tensor, axes.get(name) or (None,) * tensor.dim())
-        tensors = (*module.named_parameters(), *module.named_buffers())
-        inside = {name: tensor for name, tensor in tensors if "." in name}
-        known_inside: dict[int, Any] = {
-            id(tensor): self.tensor(tensor, axes.get(name) or (None,) * tensor.dim()) for name, tensor in inside.items()
+        inside: dict[int, Any] = {
+            id(tensor): self.tensor(tensor, axes.get(name) or (None,) * tensor.dim())
+            for prefix, child in module.named_children()
+            for name, tensor in (*child.named_parameters(prefix), *child.named_buffers(prefix))
         }
         for name, child in new._modules.items():
-            new._modules[name] = copy.deepcopy(child, known_inside)
+            new._modules[name] = copy.deepcopy(child, inside)
         compute_weights(new)
         if layer is not None:
             for name, template in layer.attributes.items():

@@ -65,8 +65,7 @@ def conv_kind(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = No
 def any_conv(gm: GraphModule, node: Node, shapes: Mapping[str, Any] | None = None) -> ConvSpec | None:
     """The convolution that a node applies, learned or fixed."""
     if node.op == "call_module":
-        module = gm.get_submodule(str(node.target))
-        return of_module(module)
+        return of_module(attribute(gm, str(node.target)))
     operation = of_target(node) if node.op == "call_function" else None
     if operation is None or operation.dims is None or operation not in v.CONVOLUTIONS:
         return None

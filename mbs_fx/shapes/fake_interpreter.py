@@ -55,6 +55,7 @@ class FakeInterpreter(Interpreter):
     def __init__(self, gm: GraphModule) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.extra_traceback = False
+        self.modules = dict(gm.named_modules(remove_duplicate=False))
         self.results: dict[Hashable, Any] = {}
         self.metas: dict[Hashable, Tensor] = {}
         self.numbers = KnownNumbers()
@@ -94,7 +95,7 @@ class FakeInterpreter(Interpreter):
         """What a function, a method of a tensor or a module returns."""
         call: Any = n.target
         if n.op != "call_function":
-            call = _Method(str(n.target)) if n.op == "call_method" else self.fetch_attr(str(n.target))
+            call = _Method(str(n.target)) if n.op == "call_method" else self.modules[str(n.target)]
         tensors = [a for a in args if isinstance(a, Tensor)]
         # Fake tensors would hide the numbers of a constant from the code that reads them.
         run = self._on_metas if any(map(is_constant, tensors)) else self._on_fakes

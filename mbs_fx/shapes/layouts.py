@@ -38,12 +38,13 @@ def hashed(value: Any) -> Hashable | None:
 
 def _key(value: Any) -> Hashable:
     """Values with equal keys give equal layouts; 1, 1.0 and True are equal to Python, not to torch."""
-    if type(value) in _PLAIN:
-        return type(value), value
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
     if isinstance(value, Tensor):
         return layout(value)
     if isinstance(value, tuple | list):
-        return (type(value), *map(_key, value))
+        return (kind, *map(_key, value))
     if isinstance(value, dict):
         return (dict, *((name, _key(item)) for name, item in value.items()))
     if isinstance(value, slice):

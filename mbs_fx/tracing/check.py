@@ -125,8 +125,11 @@ def _copied_tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.T
         return None if tensor is None else memo[id(tensor)]
     if type(tensor) is nn.Parameter and not vars(tensor):
         memo[id(tensor)] = nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
-        return memo[id(tensor)]
-    return copy.deepcopy(tensor, memo)
+    elif type(tensor) is torch.Tensor and not (tensor.requires_grad or tensor._is_view() or vars(tensor)):
+        memo[id(tensor)] = tensor.clone()
+    else:
+        return copy.deepcopy(tensor, memo)
+    return memo[id(tensor)]
 
 
 def _why_not_copied(model: nn.Module, error: Exception) -> str:

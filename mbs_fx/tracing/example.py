@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -63,7 +64,7 @@ class Argument:
 
 def place_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of an input: those of the first floating point parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.get_default_device(), torch.get_default_dtype()
