@@ -24,6 +24,8 @@ from mbs_fx.planning.allocation import integers
 from mbs_fx.results.analysis import Analysis, Conv, Width
 from mbs_fx.runtime.by_identity import ByIdentity
 
+Product = tuple[tuple[int, ...], int]
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -94,9 +96,10 @@ class Costs:
         self.analysis = analysis
         self.rows = _Rows()
         size = analysis.element_bytes
-        held = [*analysis.tensors.items(), *analysis.buffers.items()]
-        self.params = _Sum(self.rows, [(1, axes) for axes in analysis.tensors.values()])
-        self.model_bytes = _Sum(self.rows, [(size[path], axes) for path, axes in held if path in size])
+        tensors = {path: self.rows.product(axes) for path, axes in analysis.tensors.items()}
+        saved = {**tensors, **{path: self.rows.product(axes) for path, axes in analysis.buffers.items()}}
+        self.params = _Sum((1, product) for product in tensors.values())
+        self.model_bytes = _Sum((size[path], product) for path, product in saved.items() if path in size)
         self.out = self.rows.numbers(conv.out for conv in analysis.convs)
         self.inp = self.rows.numbers(conv.inp for conv in analysis.convs)
         self.maps = [self.rows.numbers(m.widths) for m in analysis.maps]
@@ -120,6 +123,11 @@ class _Rows:
     def numbers(self, widths: Iterable[Width]) -> list[int]:
         """The rows of widths, new ones where they are met for the first time."""
         return [self._by_identity.get(width, self._number) for width in widths]
+
+    def product(self, axes: Sequence[Width]) -> Product:
+        """The number of elements of a tensor: the rows that vary, in order, and the product of the other axes."""
+        varying = tuple(sorted(self.numbers([width for width in axes if width.terms])))
+        return varying, prod([width.fixed for width in axes if not width.terms])
 
     def _number(self, width: Width) -> int:
         key = (width.fixed, *((cell, share.numerator, share.denominator) for cell, share in width.terms))
@@ -145,13 +153,10 @@ class _Rows:
 class _Sum:
     """A sum over tensors of a factor times the product of their sizes; tensors of one shape are counted together."""
 
-    def __init__(self, rows: _Rows, tensors: Sequence[tuple[int, Sequence[Width]]]) -> None:
+    def __init__(self, tensors: Iterable[tuple[int, Product]]) -> None:
         self._factor: dict[tuple[int, ...], int] = {}
-        for factor, axes in tensors:
-            varying = [width for width in axes if width.terms]
-            key = tuple(sorted(rows.numbers(varying)))
-            fixed = prod([width.fixed for width in axes if not width.terms])
-            self._factor[key] = self._factor.get(key, 0) + factor * fixed
+        for factor, (varying, fixed) in tensors:
+            self._factor[varying] = self._factor.get(varying, 0) + factor * fixed
 
     def total(self, sizes: Counts) -> Counts:
         """The sum for every plan."""

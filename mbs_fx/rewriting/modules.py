@@ -61,9 +61,14 @@ def rewrite_module(
     keeps, unfit = _decisions(graphs, plan, criterion)
     first = next(iter(keeps.values()))
     resizers = {mode: Resizer(keep) for mode, keep in keeps.items()}
+    places = _places(small)
     for mode, keep in reversed(keeps.items()):
         for path, held in _resized(keep.facts, resizers[mode]).items():
-            _replace(small, path, held)
+            if isinstance(held, Tensor):
+                _replace_tensor(small, path, held)
+                continue
+            for place in places[path]:
+                small.set_submodule(place, held)
     if needs_hooks:
         _give_hooks(small, hooks)
     unsaid = count_configuration(small, first)
@@ -138,19 +143,21 @@ def _resized(found: Facts, resizer: Resizer) -> dict[str, nn.Module | Tensor]:
     return result
 
 
-def _replace(small: nn.Module, path: str, held: nn.Module | Tensor) -> None:
-    """Put a resized layer or tensor at every path where the original stands."""
+def _places(small: nn.Module) -> dict[str, list[str]]:
+    """Every path at which a module stands, by each of them."""
+    paths: dict[int, list[str]] = {}
+    for path, module in small.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    return {path: same for same in paths.values() for path in same}
+
+
+def _replace_tensor(small: nn.Module, path: str, held: Tensor) -> None:
+    """Put a resized parameter, buffer or attribute in the place of the original."""
     parent, _, name = path.rpartition(".")
     owner = small.get_submodule(parent)
-    if isinstance(held, Tensor):
-        tables: tuple[Any, ...] = (owner._parameters, owner._buffers)
-        table = next((table for table in tables if name in table), None)
-        if table is not None:
-            table[name] = held
-        else:
-            setattr(owner, name, held)
-        return
-    original = small.get_submodule(path)
-    aliases = [p for p, m in small.named_modules(remove_duplicate=False) if m is original]
-    for alias in aliases:
-        small.set_submodule(alias, held)
+    tables: tuple[Any, ...] = (owner._parameters, owner._buffers)
+    table = next((table for table in tables if name in table), None)
+    if table is not None:
+        table[name] = held
+    else:
+        setattr(owner, name, held)

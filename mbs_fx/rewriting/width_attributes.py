@@ -50,16 +50,24 @@ def width_attributes(model: nn.Module, keep: Keep) -> Found:
     found, code = Found(), counted_in(keep)
     if not any(old != new for pairs in counted.values() for old, new in pairs):
         return found
+    inside = _inside(counted)
     for path, module in model.named_modules():
         if (is_layer(type(module)) or path in counted) and path not in borrowed:
             continue
-        pairs = [
-            pair for layer, of in counted.items() if f"{layer}.".startswith(f"{path}." if path else "") for pair in of
-        ]
         for name, held in vars(module).items():
             if not name.startswith("_") and name != "training":
-                _decide(found, path, name, held, pairs, code.get(path, []), counted)
+                _decide(found, path, name, held, inside.get(path, []), code.get(path, []), counted)
     found.named.update(_borrowed_groups(model, keep))
+    return found
+
+
+def _inside(counted: Mapping[str, Pairs]) -> dict[str, Pairs]:
+    """The widths of all layers inside of a module, by its path, in the order of the graph."""
+    found: dict[str, Pairs] = {}
+    for layer, pairs in counted.items():
+        names = layer.split(".")
+        for end in range(len(names) + 1):
+            found.setdefault(".".join(names[:end]), []).extend(pairs)
     return found
 
 

@@ -152,6 +152,8 @@ class _ShapeInterpreter(FakeInterpreter):
 
 def shapes_of(value: Any) -> Any:
     """A value with every tensor in it replaced by its shape, and dataclass objects around tensors by dicts."""
+    if isinstance(value, Tensor):
+        return TensorShape(tuple(value.shape), value.dtype)
     if not contains_tensor(value):
         return value
     if type(value) in (tuple, list):
@@ -159,11 +161,7 @@ def shapes_of(value: Any) -> Any:
     if isinstance(value, dict) or is_dataclass(value):
         held = value if isinstance(value, dict) else fields_of(value)
         return {name: shapes_of(item) for name, item in held.items()}
-    return mapped(value, _tensor_shape)
-
-
-def _tensor_shape(tensor: Tensor) -> TensorShape:
-    return TensorShape(tuple(tensor.shape), tensor.dtype)
+    return mapped(value, shapes_of)
 
 
 def tensors_in(value: Any) -> list[TensorShape]:
