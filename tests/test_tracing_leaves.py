@@ -192,3 +192,25 @@ def test_a_network_that_works_by_its_own_hooks_is_rewritten_with_them():
     small, graph = mbs_fx.rewrite(model, plan), mbs_fx.rewrite(gm, plan)
     assert small.head.in_channels == 8
     assert torch.allclose(small(images()), graph(images()))
+
+
+class Tried(nn.Module):
+    """Tells every layer the lengths, and those that do not take them nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x):
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=None)
+            except TypeError:
+                x = layer(x)
+        return x
+
+
+def test_a_layer_refuses_a_keyword_in_the_trace_as_it_does_in_the_model():
+    gm = trace(Tried().eval(), (2, 3, 9, 9))
+    assert gm.meta["mbs_tracing"] == "symbolic"
+    assert not any(node.kwargs for node in gm.graph.nodes)

@@ -94,6 +94,9 @@ class LeafTracer(fx.Tracer):
         path = (self.submodule_paths or {}).get(m)
         if path is None:
             return forward(*args, **kwargs)
+        if kwargs and self.is_leaf_module(m, path) and not isinstance(m, torch.jit.ScriptModule):
+            # Code may try a call, and make another one where a layer does not take the keyword.
+            inspect.signature(m.forward).bind(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
