@@ -73,14 +73,17 @@ def whole_plan(analysis: mbs_fx.Analysis) -> mbs_fx.Plan:
     return mbs_fx.plan(analysis, keep=[conv.target for conv in analysis.convs])
 
 
-def uniform_plan(analysis: mbs_fx.Analysis, params: int) -> mbs_fx.Plan:
-    """One factor for all macroblocks, with parameters nearest to ``params``."""
+def uniform_plan(analysis: mbs_fx.Analysis, params: int | None = None, flops: int | None = None) -> mbs_fx.Plan:
+    """One factor for all macroblocks, with parameters nearest to ``params``, or multiply-adds to ``flops``."""
     indices = [block.index for block in analysis.macroblocks]
 
     def at(permille: int) -> mbs_fx.Plan:
         return mbs_fx.plan(analysis, betas=dict.fromkeys(indices, permille / 1000))
 
-    return min((at(permille) for permille in range(300, 1001, 4)), key=lambda plan: abs(plan.params[1] - params))
+    def distance(plan: mbs_fx.Plan) -> int:
+        return abs(plan.flops[1] - flops) if params is None and flops else abs(plan.params[1] - (params or 0))
+
+    return min((at(permille) for permille in range(300, 1001, 4)), key=distance)
 
 
 def planned(plan: mbs_fx.Plan, depth: int, folder: Path | None, init: str, seed: int) -> Subject:

@@ -50,8 +50,9 @@ MEAN_IMAGENET, STD_IMAGENET = (torch.tensor(v)[:, None, None] for v in ((0.485, 
 class Row:
     """One reduction: ``part`` is the half or the draw of images.
 
-    ``plan`` is "mbs", or at equal parameters "uniform" or "torch-pruning": the channels that Torch-Pruning keeps, with
-    padding shortcuts as convolutions (`cifar_networks`), which are refitted like other layers and not counted.
+    ``plan`` is "mbs", "mbs at half the flops", at equal parameters "uniform" or "torch-pruning", or "uniform at equal
+    flops".  Torch-Pruning's is the channels that it keeps, with padding shortcuts as convolutions (`cifar_networks`),
+    which are refitted like other layers and not counted.
     """
 
     network: str
@@ -129,6 +130,10 @@ def run(row: Row, case: Case, data: Path) -> dict[str, object]:
     plan = mbs_fx.plan(analysis, density, z=row.k)
     if row.plan == "uniform":
         plan = uniform_plan(analysis, plan.params[1])
+    if row.plan == "uniform at equal flops":
+        plan = uniform_plan(analysis, flops=plan.flops[1])
+    if row.plan == "mbs at half the flops":
+        plan = mbs_fx.plan(analysis, density, max_flops="50%")
     gm, counted = case.gm, None
     if row.plan == "torch-pruning":
         gm, plan, counted = peers(int(row.network.removeprefix("resnet")), plan.params[1], case.fit, data)
@@ -171,10 +176,15 @@ def rows(photographed: Sequence[str]) -> list[Row]:
     found = [Row(network, k, "mbs", criterion, 0) for network, k in cases for criterion in ("images", "l1")]
     found += [Row(network, k, "mbs", "images", part) for network, k in cases for part in (1, 2)]
     found += [Row(network, k, "mbs", criterion, 0) for network, k in cases for criterion in ("activation", "taylor")]
-    found += [Row(network, 1.0, "uniform", "images", 0) for network in ("resnet20", "resnet56")]
+    alike = ("uniform", "uniform at equal flops")
+    found += [
+        Row(network, 1.0, plan, "images", part) for plan in alike for network, _ in cases[:2] for part in (0, 1, 2)
+    ]
     found += [Row(network, 1.0, "torch-pruning", "l1", 0) for network in ("resnet20", "resnet56")]
     for network in photographed:
         found += [Row(network, 1.0, "mbs", criterion, half) for criterion in ("images", "l1") for half in (0, 1)]
+        more = (*alike, "mbs at half the flops")
+        found += [Row(network, 1.0, plan, "images", half) for plan in more for half in (0, 1)]
     return found
 
 

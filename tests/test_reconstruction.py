@@ -112,10 +112,10 @@ def test_few_positions_give_the_same_weights_in_the_span_of_their_patches():
     weight, bias = weight[None], bias[None]
     span = Span.of([rows.patches], weight)
     found = []
-    for each, start in ((rows, weight), (span.written(rows), span.start())):
+    for each, start in ((rows, weight), (span.written(rows), span.start(weight))):
         halves = (Sums.of(each.patches[:, p], each.targets[:, p], y[None, p]) for p in (slice(15), slice(15, None)))
         found.append(fit(*halves, start, bias, True, torch.ones(1, 3), (1e-2, 1.0), width=50))
-    direct, spanned = found[0], span.whole(found[1])
+    direct, spanned = found[0], span.whole(found[1], weight)
     assert direct.regularisation == spanned.regularisation
     assert torch.allclose(direct.weight, spanned.weight)
     assert torch.allclose(direct.bias, spanned.bias)

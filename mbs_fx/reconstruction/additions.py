@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
-from mbs_fx.reconstruction.layers import NORMS
+from mbs_fx.reconstruction.layers import is_plain_norm
 
 ADDITIONS = {operator.add, operator.iadd, torch.add}
-PASSING = (*NORMS, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ def path_behind(gm: GraphModule, name: str, shapes: Mapping[str, Any], layers: S
 
 
 def _passes(gm: GraphModule, user: Node, node: Node) -> bool:
-    return user.op == "call_module" and user.args == (node,) and type(gm.get_submodule(str(user.target))) in PASSING
+    if user.op != "call_module" or user.args != (node,):
+        return False
+    module = gm.get_submodule(str(user.target))
+    return type(module) in PASSING or is_plain_norm(module)
 
 
 def _same_shape(user: Node, shapes: Mapping[str, Any]) -> bool:

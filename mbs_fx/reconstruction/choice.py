@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from mbs_fx.density.batches import check_graph
@@ -32,9 +31,9 @@ from mbs_fx.planning.allocation import from_widths
 from mbs_fx.reconstruction.channel_scores import scores_on_images
 from mbs_fx.reconstruction.frontier import Chunk
 from mbs_fx.reconstruction.images import read_chunks
+from mbs_fx.reconstruction.input_moments import moments, weight_matrix, weight_of
 from mbs_fx.reconstruction.labelled import Loss
-from mbs_fx.reconstruction.layers import argument, norm_behind
-from mbs_fx.reconstruction.linear_forms import LinearForm, form_of, positions, products
+from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
 from mbs_fx.reconstruction.memory_order import channels_last
 from mbs_fx.reconstruction.networks import graph_of
 from mbs_fx.reconstruction.readers import Reader, reader
@@ -45,11 +44,9 @@ from mbs_fx.rewriting.repeated import relative
 from mbs_fx.rewriting.selection import BY_IMAGES, Keep, select
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.random_state import random_state_kept
-from mbs_fx.shapes.graph_attributes import attribute
+from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.tracing.example import place_and_dtype
 
-FEWEST_POSITIONS = 1 << 14
-POSITIONS_PER_CHANNEL = 4
 ROUNDS = 2
 LAST = 4.0
 
@@ -112,12 +109,9 @@ def choose_channels(
 def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: Sequence[Chunk], seed: int) -> Keep:
     shrinking = {cell.index for cell in found.analysis.cells if counts[cell.index] < cell.size}
     forms = _forms(found, shrinking)
-    moments = _Moments(private, forms, sum(map(len, chunks)), seed)
-    for chunk in chunks:
-        moments.begin(chunk.number)
-        moments.run(*chunk.copies(), enable_io_processing=False)
+    means = moments(private, forms, chunks, sum(map(len, chunks)), seed, Ranks())
     nodes = {node.name: node for node in private.graph.nodes}
-    weights = {name: _weight(private, nodes[name], form) for name, form in forms.items()}
+    weights = {name: weight_matrix(private, nodes[name], form) for name, form in forms.items()}
     last = _last(found)
     keep = Keep(found, np.ones(len(found.choices.choice), bool), tuple(counts))
     for _ in range(ROUNDS):
@@ -126,7 +120,7 @@ def _chosen(found: Facts, private: GraphModule, counts: Sequence[int], chunks: S
             flow = found.flow.mixers[name]
             stays = torch.from_numpy(keep.stays[flow.out]).to(weights[name].device)
             rows = weights[name] * stays.reshape(weights[name].shape[0], -1, 1)
-            held = reader(form, rows, moments.mean(name), found.choices.choice[flow.inp])
+            held = reader(form, rows, means[name], found.choices.choice[flow.inp])
             if held is not None:
                 held.energy /= LAST if name in last else 1.0
                 readers.append(held)
@@ -142,7 +136,7 @@ def _forms(found: Facts, shrinking: set[int]) -> dict[str, LinearForm]:
         if mixer is None or mixer.depthwise or not shrinking & set(found.choices.cell[mixer.inp].tolist()):
             continue
         form = form_of(found.flow.gm, node, found.flow.shapes)
-        if form is not None and _weight_of(found.flow.gm, node) is not None:
+        if form is not None and weight_of(found.flow.gm, node) is not None:
             forms[node.name] = form
     return forms
 
@@ -158,59 +152,6 @@ def _last(found: Facts) -> set[str]:
         if layer or node in before:
             before.update(node.all_input_nodes)
     return last
-
-
-def _weight_of(gm: GraphModule, node: Node) -> Tensor | None:
-    """The weight of a call, None where it is computed."""
-    if node.op == "call_module":
-        return getattr(gm.get_submodule(str(node.target)), "weight", None)
-    held = argument(node, 1, "weight")
-    return attribute(gm, str(held.target)) if isinstance(held, Node) and held.op == "get_attr" else None
-
-
-def _weight(gm: GraphModule, node: Node, form: LinearForm) -> Tensor:
-    """The weight as a matrix, every output as large as the BatchNorm behind it makes it."""
-    weight = _weight_of(gm, node)
-    assert weight is not None
-    matrix, norm = form.matrix(weight), norm_behind(gm, node)
-    if norm is None:
-        return matrix
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    return matrix * scale.reshape(matrix.shape[0], -1, 1)
-
-
-class _Moments(fx.Interpreter):
-    """Runs the original and sums products of input channels of layers over chosen positions."""
-
-    def __init__(self, gm: GraphModule, forms: dict[str, LinearForm], images: int, seed: int) -> None:
-        super().__init__(gm)
-        self.forms, self.images, self.seed = forms, images, seed
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = dict.fromkeys(forms, 0)
-        self.generator = torch.Generator()
-
-    def begin(self, number: int) -> None:
-        """Positions depend on the seed and the batch alone."""
-        self.generator.manual_seed(self.seed * 100_003 + number)
-
-    def mean(self, name: str) -> Tensor:
-        """Mean products of input channels."""
-        return self.sums[name] / self.counts[name]
-
-    def run_node(self, n: Node) -> Any:
-        form = self.forms.get(n.name)
-        if form is not None:
-            value: Tensor = self.env[n.all_input_nodes[0]]
-            flat = positions(value, form.channel_axis)
-            wanted = max(FEWEST_POSITIONS, POSITIONS_PER_CHANNEL * flat.shape[2]) / self.images
-            chosen = torch.randperm(flat.shape[1], generator=self.generator)[: ceil(wanted)].to(flat.device)
-            rows = flat.index_select(1, chosen).flatten(0, 1)
-            rows = rows.to(products(rows))
-            product = (rows.T @ rows).double()
-            self.sums[n.name] = product if n.name not in self.sums else self.sums[n.name] + product
-            self.counts[n.name] += len(rows)
-        return super().run_node(n)
 
 
 def _without(found: Facts, counts: Sequence[int], readers: Sequence[Reader]) -> Keep:

@@ -8,7 +8,7 @@ Semantics
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,10 +47,11 @@ class Span:
         rest = rows.targets.double() - patches @ self.weight.transpose(1, 2)
         return Rows(patches @ self.basis, rest, rows.energies.double(), rows.fitted)
 
-    def start(self) -> Tensor:
-        """The inherited weights in this basis: no change."""
-        return self.weight.new_zeros(1, self.weight.shape[1], self.basis.shape[1])
+    def start(self, prior: Tensor) -> Tensor:
+        """Weights in this basis, less the inherited ones."""
+        return (prior - self.weight) @ self.basis
 
-    def whole(self, fit: Fit) -> Fit:
-        """A fit in this basis, with the layer's own weights."""
-        return Fit(self.weight + fit.weight @ self.basis.T, fit.bias, fit.regularisation, fit.before, fit.after)
+    def whole(self, fit: Fit, prior: Tensor) -> Fit:
+        """A fit in this basis, with the layer's own weights; no row says anything against ``prior`` elsewhere."""
+        weight = prior + (fit.weight - self.start(prior)) @ self.basis.T
+        return replace(fit, weight=weight)

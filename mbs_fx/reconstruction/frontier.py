@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,15 +78,22 @@ class Held:
 class Frontier:
     """Two graphs of the same nodes, run up to the same place on the first of the chunks.
 
-    ``budget``: bytes that the values of all chunks may take.
+    ``budget``: bytes that the values of all chunks may take.  ``also``: a node that another reads besides its operands.
     """
 
-    def __init__(self, original: GraphModule, small: GraphModule, chunks: Sequence[Chunk], budget: int) -> None:
+    def __init__(
+        self,
+        original: GraphModule,
+        small: GraphModule,
+        chunks: Sequence[Chunk],
+        budget: int,
+        also: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.original, self.small = fx.Interpreter(original), fx.Interpreter(small)
         self.nodes = list(zip(original.graph.nodes, small.graph.nodes, strict=True))
         self.place_of = {node.name: place for place, (node, _) in enumerate(self.nodes)}
         self.inputs = [node.name for node, _ in self.nodes if node.op == "placeholder"]
-        self.last = {**_last_uses(original), **_last_uses(small)}
+        self.last = {**_last_uses(original, also), **_last_uses(small, also)}
         self.chunks, self.budget = list(chunks), budget
         self.place = 0
         self.held = [Held(chunk) for chunk in self.chunks[:1]]
@@ -146,12 +154,14 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
-def _last_uses(gm: GraphModule) -> dict[Node, list[Node]]:
+def _last_uses(gm: GraphModule, also: Mapping[str, str]) -> dict[Node, list[Node]]:
     """Values that nothing reads after a node; the network's output is kept."""
+    nodes = {node.name: node for node in gm.graph.nodes}
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()
     for node in reversed(gm.graph.nodes):
-        for source in (*node.all_input_nodes, node):
+        more = [nodes[also[node.name]]] if node.name in also else []
+        for source in (*node.all_input_nodes, *more, node):
             if source not in seen and node.op != "output":
                 found.setdefault(node, []).append(source)
             seen.add(source)

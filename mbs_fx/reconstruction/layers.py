@@ -9,14 +9,17 @@ Semantics
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.reconstruction.linear_forms import LinearForm, form_of
@@ -128,6 +131,20 @@ def norm_behind(gm: GraphModule, node: Node) -> Any:
     module = gm.get_submodule(str(user.target))
     calls = [n for n in gm.graph.nodes if n.op == "call_module" and gm.get_submodule(str(n.target)) is module]
     return module if isinstance(module, NORMS) and module.running_mean is not None and len(calls) == 1 else None
+
+
+def is_plain_norm(module: Any) -> bool:
+    """Whether a module is BatchNorm in eval mode and nothing else, as those with an activation in them are not."""
+    if not isinstance(module, NORMS) or module.running_mean is None or module.running_var is None:
+        return False
+    if type(module) in NORMS:
+        return True
+    spread = 4 * module.running_var.sqrt()
+    shape = (2, -1, *[1] * (1 + NORMS.index(next(kind for kind in NORMS if isinstance(module, kind)))))
+    value = torch.stack([module.running_mean - spread, module.running_mean + spread]).reshape(shape)
+    plain = (module.running_mean, module.running_var, module.weight, module.bias, False, 0.0, module.eps)
+    with torch.no_grad():
+        return torch.allclose(copy.deepcopy(module).eval()(value), F.batch_norm(value, *plain), rtol=1e-4, atol=1e-4)
 
 
 def argument(node: Node, position: int, name: str) -> Any:

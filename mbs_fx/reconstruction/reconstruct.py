@@ -25,8 +25,11 @@ from mbs_fx.reconstruction.images import placed, read_chunks
 from mbs_fx.reconstruction.layers import Layer, find_layers
 from mbs_fx.reconstruction.memory_order import channels_last
 from mbs_fx.reconstruction.networks import Pair, pair, result
+from mbs_fx.reconstruction.pooled import maps_before
 from mbs_fx.reconstruction.refit import Refitter
+from mbs_fx.reconstruction.rows import Gatherer
 from mbs_fx.reconstruction.solve import REGULARISATIONS
+from mbs_fx.reconstruction.subspaces import change_basis
 from mbs_fx.results.reconstruction import Reconstruction
 from mbs_fx.runtime.devices import usable
 from mbs_fx.runtime.random_state import random_state_kept
@@ -126,8 +129,10 @@ def _refitted(
     device = place_and_dtype(both.original)[0]
     budget = BUDGET.get(device.type, BUDGET_ELSEWHERE) // ranks.world
     before = _outputs_before(both.small, chunks)
-    frontier = Frontier(both.original, both.small, chunks, budget)
-    refitter = Refitter(both, frontier, images, multiples, seed, ranks)
+    mixed = change_basis(both, layers, chunks, images, seed, ranks)
+    maps = maps_before(both.original, layers, both.keep.facts.flow.shapes)
+    frontier = Frontier(both.original, both.small, chunks, budget, maps)
+    refitter = Refitter(both, frontier, images, multiples, Gatherer(frontier, images, seed, mixed), maps, ranks)
     with _bar(layers, progress) as passed:
         refitter.run(layers, both.fresh, passed)
     total = [sum(part) for part in zip(*ranks.exchange(_output_errors(frontier, before)), strict=True)]

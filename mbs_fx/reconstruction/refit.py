@@ -9,29 +9,26 @@ Semantics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import ceil, prod
+from math import prod
 from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbs_fx.reconstruction.additions import Path, follow, path_behind
+from mbs_fx.reconstruction.additions import Path, path_behind
 from mbs_fx.reconstruction.few_rows import Rows, Span
-from mbs_fx.reconstruction.frontier import Env, Frontier, Held, run_node
-from mbs_fx.reconstruction.layers import NORMS, Call, Layer
-from mbs_fx.reconstruction.linear_forms import LinearForm
+from mbs_fx.reconstruction.frontier import Frontier, run_node
+from mbs_fx.reconstruction.layers import NORMS, Layer
 from mbs_fx.reconstruction.networks import Pair
+from mbs_fx.reconstruction.pooled import Prior, is_average
+from mbs_fx.reconstruction.rows import Gatherer, index_of
 from mbs_fx.reconstruction.solve import Fit, Sums, fit
 from mbs_fx.results.reconstruction import LayerError
 from mbs_fx.runtime.ranks import Ranks
-
-FEWEST_POSITIONS = 1 << 14
-FEWEST_IN_GROUPS = 1 << 11
-POSITIONS_PER_UNKNOWN = 16
 
 FEW = 2
 """Images on which a layer's input is compared with the original's."""
@@ -45,13 +42,14 @@ OTHER = "its forward computes something else than its class says"
 
 @dataclass
 class Refitter:
-    """Refits the layers of ``pair.small`` in place."""
+    """Refits the layers of ``pair.small`` in place; ``maps`` are what layers read averages of (`pooled`)."""
 
     pair: Pair
     frontier: Frontier
     images: int
     regularisations: tuple[float, ...]
-    seed: int
+    gatherer: Gatherer
+    maps: Mapping[str, str]
     ranks: Ranks
     errors: list[LayerError] = field(default_factory=list[LayerError])
     left: dict[str, str] = field(default_factory=dict[str, str])
@@ -99,13 +97,13 @@ class Refitter:
 
     def _why_left(self, layer: Layer) -> str:
         call, held = layer.calls[0], self.frontier.held[0]
-        original, small = (value[:FEW] for value in self._inputs(call, held.original, held.small))
+        original, small = (value[:FEW] for value in self.gatherer.inputs(call, held.original, held.small))
         if not call.lost and call.inp is not None:
-            kept = original.index_select(call.form.channel_axis % original.dim(), _index(call.inp, original))
+            kept = original.index_select(call.form.channel_axis % original.dim(), index_of(call.inp, original))
             same = bool((kept - small).abs().max() <= EXACT * kept.abs().max())
             if all(self.ranks.exchange(same)):
                 return SAME
-        node = self._nodes(call)[1]
+        node = self.gatherer.nodes(call)[1]
         given = run_node(self.frontier.small, node, {**held.small, node.all_input_nodes[0]: small})
         chosen = torch.arange(min(call.form.positions(given), 64), device=given.device)
         patches = call.form.patches(small, tuple(given.shape), chosen)
@@ -121,31 +119,68 @@ class Refitter:
         return weight, layer.bias.detach().double().reshape(weight.shape[:2])
 
     def _refit(self, number: int, layer: Layer) -> None:
-        call = layer.calls[0]
+        call, gatherer = layer.calls[0], self.gatherer
         path = path_behind(self.pair.small, call.node, self.pair.keep.facts.flow.shapes, self._mixers)
-        scale = self._scale(call, path)
+        scale = gatherer.scale(call, path)
         weight, bias = self._weights(layer)
         squares = scale.square().reshape(weight.shape[:2])
         rows = (
             each
             for held in self.frontier.held
-            for each in (self._rows(number, held, call, path, scale), *self._later(number, held, layer))
+            for each in (gatherer.rows(number, held, call, path, scale), *gatherer.later(number, held, layer))
         )
+        prior = self._prior(number, layer, weight, bias, squares)
         span = None
-        if weight.shape[0] == 1 and self._positions(layer) < weight.shape[2]:
+        if weight.shape[0] == 1 and gatherer.positions(layer, self.ranks) < weight.shape[2]:
             rows = list(rows)
             everyone = self.ranks.exchange([each.patches.cpu() for each in rows])
             patches = [each.to(weight.device) for own in everyone for each in own]
             span = Span.of(patches, weight)
             rows = [span.written(each) for each in rows]
-        fitted, held_back = self._sums(rows)
-        start = weight if span is None else span.start()
-        width = weight.shape[2]
-        found = fit(fitted, held_back, start, bias, layer.free_bias, squares, self.regularisations, width)
-        chosen = found if span is None else span.whole(found)
-        self._note(layer, chosen, path, squares, fitted, held_back)
+        sums = self._sums(rows)
+        chosen = self._chosen(layer, sums, span, weight, bias, prior, squares)
+        self._note(layer, chosen, path, squares, *sums)
         if chosen.regularisation is not None:
             self._write(layer, chosen)
+
+    def _prior(self, number: int, layer: Layer, weight: Tensor, bias: Tensor, squares: Tensor) -> Prior:
+        """What the weights are regularised towards: inherited ones, or those that fit a map before it is averaged."""
+        call, prior = layer.calls[0], Prior.inherited(weight, bias)
+        pool = self.maps.get(call.node)
+        if pool is None or call.node in self.gatherer.mixed:
+            return prior
+        held = self.frontier.held[0]
+        nodes = self.gatherer.nodes(call)[0], self.frontier.nodes[self.frontier.place_of[pool]][0]
+        means = is_average(*(held.original[node][:FEW] for node in (nodes[0].all_input_nodes[0], nodes[1])))
+        if not all(self.ranks.exchange(means)):
+            return prior
+        rows = (self.gatherer.before_pooling(number, held, layer, pool) for held in self.frontier.held)
+        return prior.fitted(self._sums(rows), layer.free_bias, squares, self.regularisations)
+
+    def _chosen(
+        self,
+        layer: Layer,
+        sums: tuple[Sums, Sums],
+        span: Span | None,
+        weight: Tensor,
+        bias: Tensor,
+        prior: Prior,
+        squares: Tensor,
+    ) -> Fit:
+        """The weights with the least error on images held back: inherited, the prior's, or fitted."""
+        judged, shift = prior.judged
+        starts = (weight, judged, prior.weight)
+        if span is not None:
+            starts = [span.start(each) for each in starts]
+        inherited, judged, start = starts
+        width = weight.shape[2]
+        found = fit(*sums, judged, shift, layer.free_bias, squares, self.regularisations, width, start)
+        before = sums[1].error(inherited, bias)
+        if not float((found.after * squares).sum()) < float((before * squares).sum()):
+            return Fit(weight, bias, None, before, before)
+        if found.regularisation is None:
+            return Fit(prior.weight, prior.bias, prior.regularisation, before, found.after)
+        return replace(found if span is None else span.whole(found, prior.weight), before=before)
 
     @property
     def _mixers(self) -> frozenset[str]:
@@ -181,89 +216,3 @@ class Refitter:
         self.errors.append(
             LayerError(layer.path, matched, before, after, chosen.regularisation, unknowns, positions, images)
         )
-
-    # What the sums are taken over.
-
-    def _nodes(self, call: Call) -> tuple[Any, Any]:
-        return self.frontier.nodes[self.frontier.place_of[call.node]]
-
-    def _inputs(self, call: Call, original: Env, small: Env) -> tuple[Tensor, Tensor]:
-        """What the call reads in both networks."""
-        sources = [node.args[0] if node.args else node.kwargs["input"] for node in self._nodes(call)]
-        return original[sources[0]], small[sources[1]]
-
-    def _scale(self, call: Call, path: Path) -> Tensor:
-        """The factor of every output channel on its way to the end of the path."""
-        held = self.frontier.held[0]
-        output = self.frontier.output(held, call.node)[:1]
-        axis = call.form.channel_axis % output.dim()
-        zero = torch.zeros_like(output).index_select(axis, _index(call.out, output))
-        env = {node: value[:1] if isinstance(value, Tensor) else value for node, value in held.small.items()}
-        low, high = (follow(self.frontier.small, path, call.node, zero + i, env) for i in (0, 1))
-        return (high - low).double().movedim(axis, 0).flatten(1).mean(1)
-
-    def _rows(self, number: int, held: Held, call: Call, path: Path, scale: Tensor) -> Rows:
-        output = self.frontier.output(held, call.node)
-        axis = call.form.channel_axis % output.dim()
-        kept = _index(call.out, output)
-        target = output.index_select(axis, kept)
-        energy = target
-        if path.adds:
-            whole = follow(self.frontier.original, path, call.node, output.clone(), held.original)
-            whole = whole.index_select(axis, kept)
-            rest = follow(self.frontier.small, path, call.node, torch.zeros_like(target), held.small)
-            shape = [-1 if i == axis else 1 for i in range(output.dim())]
-            factor = scale.reshape(shape).to(output.dtype)
-            usable = factor.abs() > 1e-6 * factor.abs().max()
-            safe = torch.where(usable, factor, 1.0)
-            target, energy = torch.where(usable, (whole - rest) / safe, target), whole / safe
-        value = self._inputs(call, held.original, held.small)[1]
-        return self._chosen_rows(number, held, call, value, target, energy)
-
-    def _later(self, number: int, held: Held, layer: Layer) -> list[Rows]:
-        """The rows of the further calls of a shared layer: the original runs ahead on copies."""
-        if len(layer.calls) == 1:
-            return []
-        env = {node: value.clone() if isinstance(value, Tensor) else value for node, value in held.original.items()}
-        wanted = {self._nodes(call)[0]: call for call in layer.calls[1:]}
-        found: list[Rows] = []
-        for node, _ in self.frontier.nodes[self.frontier.place : 1 + self.frontier.place_of[layer.calls[-1].node]]:
-            if node not in env:
-                value = env[node.args[0]] if node in wanted else None
-                value = value.clone() if value is not None else None
-                env[node] = run_node(self.frontier.original, node, env)
-                call = wanted.get(node)
-                if call is not None and value is not None and call.inp is not None:
-                    axis = call.form.channel_axis % value.dim()
-                    target = env[node].index_select(axis, _index(call.out, value))
-                    value = value.index_select(axis, _index(call.inp, value))
-                    found.append(self._chosen_rows(number, held, call, value, target, target))
-        return found
-
-    def _chosen_rows(self, number: int, held: Held, call: Call, value: Tensor, target: Tensor, energy: Tensor) -> Rows:
-        """Rows at positions drawn at random."""
-        generator = torch.Generator().manual_seed((self.seed * 10_007 + number) * 100_003 + held.chunk.number)
-        count = self._wanted(call.form, call.form.unknowns(value))
-        chosen = torch.randperm(call.form.positions(target), generator=generator)[:count].sort().values
-        chosen = chosen.to(target.device)
-        patches = call.form.patches(value, tuple(target.shape), chosen)
-        rows, energies = call.form.outputs(target, chosen), call.form.outputs(energy, chosen)
-        return Rows(patches, rows, energies, held.chunk.fitted * len(chosen))
-
-    def _wanted(self, form: LinearForm, unknowns: int) -> int:
-        """Positions of one image."""
-        fewest = FEWEST_POSITIONS if form.groups == 1 else FEWEST_IN_GROUPS
-        return ceil(max(fewest, POSITIONS_PER_UNKNOWN * unknowns) / self.images)
-
-    def _positions(self, layer: Layer) -> int:
-        """Positions of all calls, images and processes."""
-        call, held = layer.calls[0], self.frontier.held
-        output = self.frontier.output(held[0], call.node)
-        own = len(layer.calls) * sum(len(each.chunk) for each in held)
-        value = self._inputs(call, held[0].original, held[0].small)[1]
-        each = min(call.form.positions(output), self._wanted(call.form, call.form.unknowns(value)))
-        return each * sum(self.ranks.exchange(own))
-
-
-def _index(kept: Any, like: Tensor) -> Tensor:
-    return torch.from_numpy(kept).to(like.device)

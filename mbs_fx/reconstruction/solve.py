@@ -95,10 +95,12 @@ def fit(
     scale: Tensor,
     regularisations: tuple[float, ...] = REGULARISATIONS,
     width: int | None = None,
+    prior: Tensor | None = None,
 ) -> Fit:
     """The best weights; ``scale`` (groups, O) says how much an error of each output counts.
 
-    ``width``: the length of the diagonal that lambda is a multiple of the mean of, where it is not D.
+    ``width``: the length of the diagonal that lambda is a multiple of the mean of, where it is not D.  ``prior``:
+    what the weights from all images are regularised towards, where ``weight`` is fitted without those held back.
     """
     before = held.error(weight, bias)
     stays = Fit(weight, bias, None, before, before)
@@ -130,7 +132,8 @@ def fit(
     after = held.error(*solve(fitted, weight, bias, free_bias, best, width))
     if not float((after * scale).sum()) < float((before * scale).sum()):
         return stays
-    return Fit(*solve(fitted + held, weight, bias, free_bias, best, width), best, before, after)
+    start = weight if prior is None else prior
+    return Fit(*solve(fitted + held, start, bias, free_bias, best, width), best, before, after)
 
 
 def solve(
