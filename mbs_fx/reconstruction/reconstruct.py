@@ -38,7 +38,7 @@ from mbs_fx.tracing.example import place_and_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 
-BUDGET = {"cpu": 1 << 30}
+BUDGET = {"cpu": 1 << 29}
 """Bytes of feature maps that are held at a time, of all processes together."""
 
 BUDGET_ELSEWHERE = 8 << 30
