@@ -5,6 +5,8 @@ Semantics
   original's output at the kept channels, and U are the patches that enter the layer in the small network as refitted
   so far (He et al. 2017).  Where the output enters an addition whose other operand is known by then, Y is what the
   original's sum leaves to the layer (`additions`).
+- In linear bottlenecks Y is what the kept dimensions of a subspace hold (`subspaces`); layers behind an average are
+  fitted in front of it first (`pooled`).
 - Lambda is chosen per layer on images that are held back; the inherited weights stay where nothing is better there.
 - Nothing that is given is changed, and nothing is given back before all is done.
 """
