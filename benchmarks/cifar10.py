@@ -36,6 +36,12 @@ from mbs_fx.runtime.ranks import Ranks
 from mbs_fx.training.losses import hits
 from mbs_fx.training.result import append_line
 
+METHODS = ("original", "mbs", "uniform", "uniform-flops", "torch-pruning")
+"""``uniform-flops`` has MBS's multiply-adds, the others its parameters."""
+
+RECONSTRUCTED_ON = 500
+"""Training images, without their labels."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -76,10 +82,17 @@ def subject(row: Row, place: Place) -> networks.Subject:
     plan = networks.mbs_plan(row.depth, place.originals, place.data, row.k)
     if row.method == "uniform":
         plan = networks.uniform_plan(analysis, plan.params[1])
+    if row.method == "uniform-flops":
+        plan = networks.uniform_plan(analysis, flops=plan.flops[1])
     if row.method == "torch-pruning":
         images = normalise(load(place.data, train=True)[0][:2])
         return networks.pruned(plan.params[1], row.depth, place.originals, images)
-    return networks.planned(plan, row.depth, place.originals, row.init, row.seed)
+    images = None
+    if row.init == "reconstructed":
+        train = load(place.data, train=True)[0]
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(row.seed))
+        images = normalise(train[order[:RECONSTRUCTED_ON]])
+    return networks.planned(plan, row.depth, place.originals, row.init, row.seed, images)
 
 
 def run(row: Row, place: Place) -> dict:
@@ -94,7 +107,7 @@ def run(row: Row, place: Place) -> dict:
     train, test = Batches(*train, recipe.batch, chosen.small), Batches(*test, 500, train=False)
     line = {
         **asdict(row),
-        "before": accuracy(small.net.to(device), test) if row.init == "inherited" else None,
+        "before": accuracy(small.net.to(device), test) if row.init != "fresh" else None,
         "params": small.params,
         "flops": small.flops,
         "widths": small.widths,
@@ -162,9 +175,16 @@ def main() -> None:
     parser.add_argument("--originals", type=Path, help="folder of cifar10_resnet<depth>.safetensors")
     parser.add_argument("--table", choices=sorted(TABLES), help="all rows of a table, in place of one row")
     parser.add_argument("--depth", type=int, nargs="+", default=[20], help="6n + 2")
-    parser.add_argument("--method", choices=("original", "mbs", "uniform", "torch-pruning"), default="mbs")
-    parser.add_argument("--k", type=float, default=1.0, help="z = k L; the other methods take MBS's size at this k")
-    parser.add_argument("--init", choices=("fresh", "inherited"), default="fresh")
+    parser.add_argument(
+        "--method", choices=("original", "mbs", "uniform", "uniform-flops", "torch-pruning"), default="mbs"
+    )
+    parser.add_argument(
+        "--k",
+        type=float,
+        default=1.0,
+        help="z = k L; the other methods take MBS's size at this k\n(uniform-flops its multiply-adds)",
+    )
+    parser.add_argument("--init", choices=("fresh", "inherited", "reconstructed"), default="fresh")
     parser.add_argument("--distill", action="store_true", help="imitate the original, too")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="paper")

@@ -86,11 +86,18 @@ def uniform_plan(analysis: mbs_fx.Analysis, params: int | None = None, flops: in
     return min((at(permille) for permille in range(300, 1001, 4)), key=distance)
 
 
-def planned(plan: mbs_fx.Plan, depth: int, folder: Path | None, init: str, seed: int) -> Subject:
-    """What `mbs_fx.rewrite` makes of the original under ``plan``; ``init`` is "fresh" or "inherited"."""
+def planned(
+    plan: mbs_fx.Plan, depth: int, folder: Path | None, init: str, seed: int, images: Tensor | None = None
+) -> Subject:
+    """What `mbs_fx.rewrite` makes of the original under ``plan``; ``init`` is "fresh" or "inherited".
+
+    With ``images``, the channels that stay are chosen on them and the inherited weights reconstructed.
+    """
     gm, analysis = traced(depth, folder)
     torch.manual_seed(seed)
+    plan = plan if images is None else mbs_fx.choose_channels(gm, plan, images)
     net = mbs_fx.rewrite(gm, plan, init="fresh" if init == "fresh" else "inherit")
+    net = net if images is None else mbs_fx.reconstruct(net, gm, images)
     widths = [plan.widths[c.target] for c in analysis.convs if c.target.endswith("0.conv1")]
     return Subject(net, plan.params[1], plan.flops[1], widths)
 

@@ -4,6 +4,7 @@
   does not say how many).
 - ``short``: what a CPU can do in minutes: one cycle of 3 epochs, the first two on crops of 24 x 24 pixels.
 - ``tune``: for inherited weights: one cycle of 2 epochs at a quarter of the learning rate.
+- ``refine``: for reconstructed weights: the same at a fifth of that rate, on whole images.
 - ``sample``: how the shipped ResNet-20 was made.
 """
 
@@ -51,6 +52,7 @@ SCHEDULES = {
     "paper": Schedule(mbs_fx.Recipe(epochs=200)),
     "short": Schedule(CYCLE, small=2),
     "tune": Schedule(replace(CYCLE, epochs=2, lr=0.05), small=1),
+    "refine": Schedule(replace(CYCLE, epochs=2, lr=0.01)),
     "sample": Schedule(replace(CYCLE, epochs=20), small=10),
 }
 
@@ -103,10 +105,22 @@ def inherited(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
     ]
 
 
+def practical(depths: list[int], seeds: list[int], schedule: str) -> list[Row]:
+    """A short training from reconstructed weights: MBS, and one factor for all layers at equal size and equal flops."""
+    return [
+        Row(depth, method, k, "reconstructed", False, schedule, seed)
+        for depth in depths
+        for k in (1.0, 1.4, 0.6)
+        for method in ("mbs", "uniform", "uniform-flops")
+        for seed in seeds
+    ]
+
+
 TABLES: dict[str, Callable[[list[int], list[int], str], list[Row]]] = {
     "table1": table1,
     "fig4": fig4,
     "fig5": fig5,
     "fig5-inherited": partial(fig5, init="inherited"),
     "inherited": inherited,
+    "practical": practical,
 }

@@ -23,7 +23,13 @@ SIZES = (1.4, 1.2, 1.0, 0.8, 0.6)
 STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 """The 97.5 % quantile of Student's t by degrees of freedom."""
 
-NAMES = {"mbs": "MBS", "uniform": "uniform α", "torch-pruning": "Torch-Pruning", "original": "original"}
+NAMES = {
+    "mbs": "MBS",
+    "uniform": "uniform α",
+    "uniform-flops": "uniform α, equal multiply-adds",
+    "torch-pruning": "Torch-Pruning",
+    "original": "original",
+}
 
 Lines = list[dict[str, Any]]
 
@@ -140,7 +146,7 @@ def versus(log: Log, title: str, init: str, distill: bool, schedule: str) -> lis
     groups: dict[tuple[int, float], dict[str, Lines]] = defaultdict(dict)
     for depth in log.distinct("depth", **of):
         for k in SIZES:
-            for method in ("mbs", "uniform", "torch-pruning"):
+            for method in ("mbs", "uniform", "uniform-flops", "torch-pruning"):
                 if lines := log.of(depth=depth, k=k, method=method, **of):
                     groups[depth, k][method] = lines
     rows = [
@@ -155,19 +161,19 @@ def versus(log: Log, title: str, init: str, distill: bool, schedule: str) -> lis
     ]  # fmt: skip
     if not rows:
         return []
-    untrained = ("not retrained",) if init == "inherited" else ()
+    untrained = ("not retrained",) if init != "fresh" else ()
     headers = ("network", "size of MBS at", "method", "widths", "parameters", "MFLOP", *untrained, "accuracy")
     originals = [
         f"The original ResNet-{line['depth']} has {100 * line['accuracy']:.2f} %."
         for line in log.of(method="original", init="inherited", schedule=schedule)
-        if init == "inherited"
+        if init != "fresh"
     ]
     return [f"### {title}", "", *(f"{line}\n" for line in originals), *table(rows, (*headers, "MBS minus this"))]
 
 
 def before(lines: Lines) -> list[str]:
-    """Accuracy of inherited weights that nobody trained again."""
-    return [f"{100 * mean(line['before'] for line in lines):.2f}"] if lines[0]["init"] == "inherited" else []
+    """Accuracy of weights that nobody trained again."""
+    return [f"{100 * mean(line['before'] for line in lines):.2f}"] if lines[0]["init"] != "fresh" else []
 
 
 def follows(log: Log) -> list[str]:
@@ -215,6 +221,7 @@ def page(lines: Lines) -> str:
             *versus(log, "Figure 5: one factor for every layer, fresh weights", "fresh", False, schedule),
             *versus(log, "Equal size, inherited weights, the original as teacher", "inherited", True, schedule),
             *versus(log, "Equal size, inherited weights", "inherited", False, schedule),
+            *versus(log, "Reconstructed weights", "reconstructed", False, schedule),
         ]  # fmt: skip
     return "\n".join([*out, *follows(log), *open_rows(log)]).rstrip() + "\n"
 
