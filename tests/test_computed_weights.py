@@ -255,6 +255,25 @@ def test_a_convolution_class_of_two_maps_keeps_its_width_and_counts() -> None:
     mbs_fx.rewrite(gm, mbs_fx.plan(analysis, betas={m.spatial_size: 0.5 for m in analysis.macroblocks}))
 
 
+class Toeplitz(nn.Conv1d):
+    """A linear layer that slides one filter over its input: it takes rows, not maps."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows[:, None])[:, 0]
+
+
+def test_a_convolution_class_of_rows_keeps_what_enters_it() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3), nn.Flatten(), Toeplitz(1, 1, 5, bias=False))
+    gm = mbs_fx.trace(net.eval(), (2, 2, 8))
+    plan = mbs_fx.plan(analysis := mbs_fx.analyze(gm), betas={m.spatial_size: 0.5 for m in analysis.macroblocks})
+    assert plan.widths == {"0": 4, "2": 4, "4": 1}
+    assert "others than it convolves" in plan.kept["2"]
+    x = torch.randn(2, 2, 8)
+    small = mbs_fx.rewrite(gm, plan)
+    with torch.no_grad():
+        assert difference(zeroed(gm, small.meta["mbs"])(x), small(x)) < 1e-5
+
+
 def test_a_mask_is_called_a_mask() -> None:
     masked = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     prune.l1_unstructured(masked[0], "weight", 0.5)

@@ -86,3 +86,21 @@ def test_random_numbers_are_no_constants() -> None:
 
     with pytest.raises(mbs_fx.MBSError):
         traced(Drops)
+
+
+class Typed(Reads):
+    """Converts its own constant with the parameters, as detectors do."""
+
+    def after(self, y: Tensor) -> Tensor:
+        return y * y.new_full((y.shape[2], 1), self.stride[1], dtype=y.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self.stride = fn(self.stride)
+        return self
+
+
+def test_a_number_that_is_a_constant_in_another_type_leaves_types_free() -> None:
+    _, gm = traced(Typed)
+    assert gm.meta["mbs_notes"] == ()
+    assert gm.double()(torch.randn(SHAPE).double()).dtype is torch.float64

@@ -41,7 +41,8 @@ def follow_types(
         twin = retrace(copied(model).to(other), converted, any_batch=False)
     except (UntraceableError, MBSError):
         return note
-    nodes, twins = ({n.name: n for n in graph.graph.nodes} for graph in (gm, twin))
+    # A constant may be a number in the graph of one type, and a tensor in that of another.
+    nodes, twins = ({n.name: n for n in graph.graph.nodes if n.op != "get_attr"} for graph in (gm, twin))
     if any(name not in nodes or _call(node) != _call(nodes[name]) for name, node in twins.items()):
         return note
     follow = [node for node in fixed if own not in _types(twins[node.name])]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from mbs_fx.channels.call import ChannelCall
 from mbs_fx.channels.labels import Factor, Labels, along, factor_on, vector, without
@@ -37,15 +38,15 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
     module: Any = call.module
     if module is None:
         return mixing.convolution_function(call)
+    groups, out_width = int(module.groups), int(module.out_channels)
+    if _takes_other_maps(call, module):
+        inp = np.zeros(module.in_channels, np.int64)
+        mixer = ConvFlow(np.zeros(out_width, np.int64), inp, groups, call.path)
+        return mixing.kept(call, "a convolution that takes or returns several maps, or others than it convolves", mixer)
     mixing.require_batch(call, len(module.kernel_size))
     passed = mixing.along_channels(call, module.kernel_size, module.groups, call.path)
     if passed is not None:
         return passed
-    groups, out_width = int(module.groups), int(module.out_channels)
-    if not isinstance(call.returned, TensorShape) or len(call.node.all_input_nodes) > 1:
-        inp = np.zeros(module.in_channels, np.int64)
-        mixer = ConvFlow(np.zeros(out_width, np.int64), inp, groups, call.path)
-        return mixing.kept(call, "a convolution that takes or returns several maps", mixer)
     inp = vector(call.input, 1, module.in_channels, call.ties)
     why = why_kept(module)
     if why:
@@ -70,6 +71,14 @@ def convolution_rule(call: ChannelCall) -> LabelResult:
         layer=Layer(attributes, tensors, out),
         mixer=ConvFlow(out, inp, groups, call.path),
     )
+
+
+def _takes_other_maps(call: ChannelCall, module: Any) -> bool:
+    """Whether a class of somebody's own takes or returns more than one map, or one of another number of axes."""
+    if not isinstance(call.returned, TensorShape) or len(call.node.all_input_nodes) > 1:
+        return True
+    own = not type(module).forward.__module__.startswith("torch.") and not is_parametrized(module)
+    return own and len(call.input_shape) < len(module.kernel_size) + 2
 
 
 def _computes_weight(module: Any) -> bool:
