@@ -7,7 +7,7 @@
   folded, same memory order and precision) over the same batch.  ``/ parts``: beside that copy on the same parts of the
   batch, as measuring cuts a batch where its activations would not stay in recycled memory: what counting itself costs.
 - ``usual /``: the float32 network with forward hooks that compute ``(out > 0).float().mean()``, beside measuring.
-- All passes run in this process in turn; medians, and ratios of medians.
+- All passes run in this process in turn; medians, and ratios of medians, of CPU seconds (seconds on a GPU).
 - ``memory``: peak of a whole process that measures, beside one that runs the copy over the same images.
 - ``images``: images that `measure` reads by default on trained CIFAR-10 networks; ``--validate``: the share of random
   orders in which it stops at other widths than those of the whole set.  Networks and images come from a folder
@@ -87,14 +87,15 @@ def timing(name: str, case: Case, repetitions: int) -> dict[str, Any]:
     passes["parts"] = plain(gm, case, images, in_parts=True)
     passes["usual"] = usual(gm, case, images)
     seconds: dict[str, list[float]] = {key: [] for key in passes}
+    clock = time.perf_counter if case.device == "cuda" else time.process_time
     for repetition in range(-2 if case.device == "cuda" else -1, repetitions):
         for key, run in passes.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if case.device == "cuda":
                 torch.cuda.synchronize()
             if repetition >= 0:
-                seconds[key].append(time.perf_counter() - start)
+                seconds[key].append(clock() - start)
     middle = {key: statistics.median(values) for key, values in seconds.items()}
     return {
         "network": name,

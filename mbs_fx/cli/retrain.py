@@ -21,7 +21,6 @@ from mbs_fx.cli import options
 from mbs_fx.cli.evaluation import labelled_images
 from mbs_fx.cli.session import INTERRUPTED, SHIPPED, applied, made_by, more, outputs, written
 from mbs_fx.errors import MBSError
-from mbs_fx.results.tables import accuracy_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -239,6 +238,8 @@ def _finish(
         accuracy = dict(mbs_fx.plan_of(small).accuracy)
         print(json.dumps({"recipe": result.recipe.plain(), "epochs": epochs, "accuracy": accuracy, "files": files}))
     else:
+        from mbs_fx.results.tables import accuracy_text
+
         accuracy = mbs_fx.plan_of(small).accuracy
         below = f"\n\naccuracy {accuracy_text(accuracy)}" if accuracy else ""
         print(f"{result}{below}\n\nWrote {files[0]} (plan), {files[1]} (weights).")
