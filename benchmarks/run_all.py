@@ -3,9 +3,9 @@
     python benchmarks/run_all.py --quick [--data DIR] [--only REGEX]
 
 Each script runs in a process of its own, one after the other, and what it prints goes into one page:
-``logs/run-DATE.md``, with machine, versions, commit and the seconds that each took.  Without ``--quick`` the scripts
-repeat as often as the README says.  A script that needs data which is not there, or that fails, stands in the page with
-the reason; the others go on.
+``logs/run-DATE.md``, with machine, versions, commit and the seconds that each took; no folder of the machine is named
+there.  Without ``--quick`` the scripts repeat as often as the README says.  A script that needs data which is not
+there, or that fails, stands in the page with the reason; the others go on.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PACKAGES = ("mbs-fx", "torch", "torchvision", "torch-pruning", "timm", "numpy")
 
 
 @dataclass(frozen=True)
 class Script:
-    """One script with its arguments; ``data`` where it needs the folder of CIFAR-10."""
+    """One script with its arguments; ``data`` where it needs the folder of CIFAR-10, which pages call DIR."""
 
     name: str
     full: str = ""
@@ -44,7 +44,8 @@ class Script:
 
 SCRIPTS = (
     Script("paper_tables", quick="--only configurations"),
-    Script("speed", full="--runs 3", quick="--runs 1 --no-peer"),
+    Script("speed", full="--runs 3", quick="--runs 1"),
+    Script("speed", full="--memory", quick="--memory"),
     Script("tracing", full="--runs 3", quick="--runs 1"),
     Script("density", full="--repetitions 5", quick="--repetitions 1"),
     Script("import_time", quick="--runs 3"),
@@ -87,17 +88,28 @@ def section(script: Script, quick: bool, data: Path | None, limit: int) -> str:
     if script.data and data is None:
         return f"\n## {script.name}\n\nNot run: it needs --data.\n"
     command = script.command(quick, data)
+    shown = script.command(quick, Path("DIR"))
     start = time.monotonic()
     try:
         done = subprocess.run(
             [sys.executable, *command], cwd=HERE.parent, capture_output=True, text=True, timeout=limit, check=False
         )
         failed = f"\nexit status {done.returncode}: {done.stderr.strip()[-500:]}" if done.returncode else ""
-        printed = done.stdout.strip() + failed
+        printed = done.stdout.strip("\n") + failed
     except subprocess.TimeoutExpired:
         printed = f"no result within {limit} s"
     seconds = time.monotonic() - start
-    return f"\n## {script.name}\n\n`python {' '.join(command)}`, {seconds:.0f} s\n\n```\n{printed}\n```\n"
+    text = without_folders(printed, data)
+    return f"\n## {script.name}\n\n`python {' '.join(shown)}`, {seconds:.0f} s\n\n```\n{text}\n```\n"
+
+
+def without_folders(text: str, data: Path | None) -> str:
+    """What a script printed, with the folders of this machine by what they are."""
+    known = {"DIR": data, "PYTHON": Path(sys.prefix), "CHECKOUT": HERE.parent, "HOME": Path.home()}
+    for name, folder in known.items():
+        for path in (folder.absolute(), folder.resolve()) if folder is not None else ():
+            text = text.replace(str(path), name) if path.name else text
+    return text
 
 
 def processor() -> str:
