@@ -68,7 +68,8 @@ def zeroed(gm: GraphModule, plan: mbs_fx.Plan) -> GraphModule:
             parent, _, name = path.rpartition(".")
             tensor = getattr(big.get_submodule(parent), name)
             for axis, labels in enumerate(axes):
-                if name == "original1" and axis == 0:  # weight_norm divides by the norm of a row, and its scale is zero
+                # Weight norm divides by the norm of a row, and the scale of a row is zero.
+                if name in ("original1", "weight_v") and axis == 0:
                     continue
                 if labels is not None and "running" not in name:
                     part = labels[0] if labels.ndim == 2 else labels

@@ -61,7 +61,7 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> Any:
     if id(module) in memo:
         return memo[id(module)]
     if not _is_copied_by_parts(type(module)):
-        return copy.deepcopy(module, memo)
+        return _copied_as_a_whole(module, memo)
     clone = memo[id(module)] = object.__new__(type(module))
     held = vars(clone)
     for name, value in vars(module).items():
@@ -76,8 +76,17 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> Any:
         elif type(value) in (dict, OrderedDict, list, set) and not value:
             held[name] = type(value)()
         else:
-            held[name] = _copied_value(module, value, memo)
+            _copy_results(module, value, memo)
+            held[name] = copy.deepcopy(value, memo)
     return clone
+
+
+def _copied_as_a_whole(module: nn.Module, memo: dict[int, Any]) -> Any:
+    for child in module.children():
+        _copied_module(child, memo)
+    for value in vars(module).values():
+        _copy_results(module, value, memo)
+    return copy.deepcopy(module, memo)
 
 
 @cache
@@ -90,10 +99,10 @@ def _is_copied_by_parts(kind: type[nn.Module]) -> bool:
     return not any(COPYING & vars(base).keys() for base in own) and not any("__setstate__" in vars(b) for b in others)
 
 
-def _copied_value(module: nn.Module, value: Any, memo: dict[int, Any]) -> Any:
+def _copy_results(module: nn.Module, value: Any, memo: dict[int, Any]) -> None:
+    """Copy what a call computed and left in an attribute, without its history; a hook unknown here is left to fail."""
     if len(module._forward_pre_hooks) == len(weight_hooks(module)):
         memo.update({id(tensor): tensor.detach().clone() for tensor in _tensors_in(value) if not tensor.is_leaf})
-    return copy.deepcopy(value, memo)
 
 
 def _tensors_in(value: Any) -> list[torch.Tensor]:
