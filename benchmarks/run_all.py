@@ -47,6 +47,7 @@ SCRIPTS = (
     Script("speed", full="--runs 3", quick="--runs 1"),
     Script("speed", full="--memory", quick="--memory"),
     Script("tracing", full="--runs 3", quick="--runs 1"),
+    Script("tracing", full="--modules --runs 3", quick="--modules --runs 1 --only CIFAR"),
     Script("density", full="--repetitions 5", quick="--repetitions 1"),
     Script("import_time", quick="--runs 3"),
     Script("bench_table", quick="--repetitions 3"),

@@ -1,10 +1,12 @@
 """`mbs_fx.trace` with all its checks, beside torch.fx's own trace and eight forward passes of the network.
 
     python benchmarks/tracing.py [--runs 3] [--only REGEX]
+    python benchmarks/tracing.py --modules [--runs 3] [--only REGEX]
 
 The second figure is that of torch.fx where it can trace the network at all; otherwise that of eight forward passes
-alone.  Both sides run in this process, in turn; the smallest ratio of user CPU time counts.  A network whose library
-is not installed is left out.
+alone.  Both sides run in this process, in turn; the smallest ratio of CPU time counts.  A network whose library is not
+installed is left out.  ``--modules``: rewriting a module, which traces, analyzes and checks it, beside tracing it and
+rewriting the graph that a plan was made for.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ NETWORKS: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
     "YOLO11n": (lambda: build("ultralytics/yolo11n"), (1, 3, 128, 128)),
 }
 
+MODULES: dict[str, tuple[Callable[[], torch.nn.Module], tuple[int, ...]]] = {
+    "CIFAR ResNet-1202": (lambda: resnet(1202), (1, 3, 32, 32)),
+    "PNASNet-5-Large": (lambda: build("timm/pnasnet5large"), (2, 3, 128, 128)),
+    "SSD-300": (lambda: build("torchvision/ssd300_vgg16"), (2, 3, 300, 300)),
+}
+
 
 def seconds(function: Callable[[], Any]) -> float:
     """CPU seconds of one call."""
@@ -61,15 +69,36 @@ def plain(net: torch.nn.Module, shape: tuple[int, ...]) -> float:
     return seconds(work)
 
 
+def tracing(net: torch.nn.Module, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Seconds of our trace, and of what it is compared with."""
+    return seconds(partial(mbs_fx.trace, net, shape)), plain(net, shape)
+
+
+def rewriting(net: torch.nn.Module, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Seconds of rewriting a module, and of tracing it and rewriting its graph."""
+    start = time.process_time()
+    gm = mbs_fx.trace(net, shape)
+    traced = time.process_time() - start
+    analysis = mbs_fx.analyze(gm, shape)
+    plan = mbs_fx.plan(analysis, betas={m.spatial_size: 0.75 for m in analysis.macroblocks})
+    rewritten = seconds(partial(mbs_fx.rewrite, gm, plan))
+    return seconds(partial(mbs_fx.rewrite, net, plan)), traced + rewritten
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", default="", help="regular expression on names")
+    parser.add_argument("--modules", action="store_true", help="rewriting modules in place of tracing")
     args = parser.parse_args()
+    measure = rewriting if args.modules else tracing
+    sides = (
+        ("mbs_fx.trace", "torch.fx + 8 passes") if measure is tracing else ("rewrite(module)", "trace, rewrite(graph)")
+    )
     warnings.simplefilter("ignore")
     mbs_fx.trace(torchvision.models.squeezenet1_1().eval(), (1, 3, 64, 64))
     rows: list[list[Any]] = []
-    for name, (make, shape) in NETWORKS.items():
+    for name, (make, shape) in (MODULES if args.modules else NETWORKS).items():
         if not re.search(args.only, name):
             continue
         try:
@@ -77,10 +106,10 @@ def main() -> None:
         except ImportError as error:
             print(f"{name} is left out: {error}")
             continue
-        pairs = [(seconds(partial(mbs_fx.trace, net, shape)), plain(net, shape)) for _ in range(args.runs)]
+        pairs = [measure(net, shape) for _ in range(args.runs)]
         ours, theirs = min(pairs, key=lambda pair: pair[0] / pair[1])
         rows.append([name, f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"])
-    print(tabulate(rows, ["network", "mbs_fx.trace, s", "torch.fx + 8 passes, s", "ratio"], tablefmt="github"))
+    print(tabulate(rows, ["network", *(f"{side}, s" for side in sides), "ratio"], tablefmt="github"))
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
 
