@@ -158,7 +158,7 @@ def run(row: Row, case: Case, data: Path) -> dict[str, object]:
 
 def peers(depth: int, params: int, images: Tensor, data: Path) -> tuple[GraphModule, mbs_fx.Plan, int]:
     """The original with convolutions for shortcuts, a plan that keeps what Torch-Pruning keeps, and its parameters."""
-    base = with_convolutions(depth, data)
+    base = with_convolutions(depth, data).eval()
     subject = pruned(params, depth, data, images)
     left = {name: held for name, held in subject.net.named_buffers() if name.endswith("running_mean")}
     channels: dict[str, tuple[int, ...]] = {}
