@@ -10,6 +10,7 @@ from mbs_fx.reconstruction import reconstruct as reconstructing
 from mbs_fx.reconstruction.layers import find_layers, is_plain_norm
 from mbs_fx.reconstruction.linear_spaces import find_spaces
 from mbs_fx.reconstruction.networks import pair
+from mbs_fx.reconstruction.subspaces import _combinations
 
 
 class Bottleneck(nn.Module):
@@ -125,6 +126,18 @@ def test_a_stream_of_fewer_dimensions_than_channels_comes_back_whole():
     assert torch.allclose(refitted(images), gm(images), rtol=1e-3, atol=1e-3)
     twice = mbs_fx.reconstruct(refitted, gm, images)
     assert torch.allclose(twice(images), gm(images), rtol=1e-3, atol=1e-3)
+
+
+def test_what_kept_places_hold_is_not_nearly_dependent():
+    """Kept channels that are almost copies of each other: their combinations are as far apart as others."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 8, generator=generator).double()
+    x[:, 1] = x[:, 0] + 1e-3 * x[:, 1]
+    moment, weight = x.T @ x / len(x), torch.eye(8).double()
+    down = _combinations(weight, moment, torch.arange(5))
+    sizes = torch.linalg.svdvals(down @ torch.linalg.cholesky(moment))
+    assert sizes[0] < 4 * sizes[-1]
+    assert torch.linalg.matrix_rank(down) == 5
 
 
 class Pooled(nn.Module):

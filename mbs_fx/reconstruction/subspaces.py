@@ -8,6 +8,8 @@ Semantics
       P = H^-1 V V^T H,   V the k leading eigenvectors of H M H    (reduced-rank regression).
 
 - A kept place holds its own channel of P x: the space's channels at the kept places become T x, T = the kept rows of P.
+  Where these are nearly dependent, small singular values of T M^(1/2) are raised: readers would need large weights to
+  tell them apart, and the first step of a training would destroy them.
   Readers take x back as B_r T x with B_r = M_r T^T (T M_r T^T)^-1, the best linear prediction.
 - A BatchNorm behind a writer gets the scale and the mean that its combination of channels has, its variance stays.
 """
@@ -32,6 +34,9 @@ from mbs_fx.runtime.ranks import Ranks
 
 RIDGE = 1e-3
 """Added to diagonals as a share of their mean: combinations that no reader or no image tells apart stay as they are."""
+
+EVEN = 1.0
+"""Singular values of what kept places hold are at least this share of their root mean square."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def _basis(
         products.append(product / (product * means[name]).sum())
     weight = torch.stack(products).sum(0)
     moment = torch.stack([means[name] / (weight * means[name]).sum() for name in space.readers]).mean(0)
-    down = _projection(weight, moment, len(kept))[kept.to(weight.device)]
+    down = _combinations(weight, moment, kept.to(weight.device))
     up: dict[str, Tensor] = {}
     for name in space.readers:
         seen = means[name] @ down.T
@@ -91,12 +96,15 @@ def _kept_rows(both: Pair, name: str, rows: Tensor) -> Tensor:
     return rows if kept is None else rows[torch.from_numpy(kept).to(rows.device)]
 
 
-def _projection(weight: Tensor, moment: Tensor, count: int) -> Tensor:
-    """P of the module's docstring."""
+def _combinations(weight: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
+    """T of the module's docstring."""
     values, vectors = torch.linalg.eigh(_ridged(weight))
     root, inverse = ((vectors * values.clamp_min(0).pow(power)) @ vectors.T for power in (0.5, -0.5))
-    leading = torch.linalg.eigh(root @ _ridged(moment) @ root)[1][:, -count:]
-    return inverse @ leading @ leading.T @ root
+    spread, leading = (part[..., -len(kept) :] for part in torch.linalg.eigh(root @ _ridged(moment) @ root))
+    deviations = spread.clamp_min(0).sqrt()
+    left, sizes, right = torch.linalg.svd((inverse @ leading * deviations)[kept], full_matrices=False)
+    sizes = sizes.clamp_min(EVEN * float(sizes.square().mean().sqrt()))
+    return left * sizes @ right / deviations @ leading.T @ root
 
 
 def _ridged(symmetric: Tensor) -> Tensor:
