@@ -11,18 +11,17 @@ Semantics
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule, Node
 
+from mbs_fx.operations import vocabulary as v
+from mbs_fx.operations.resolve import of_target
 from mbs_fx.reconstruction.layers import is_plain_norm
 
-ADDITIONS = {operator.add, operator.iadd, torch.add}
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -71,11 +70,19 @@ def _same_shape(user: Node, shapes: Mapping[str, Any]) -> bool:
     return all(shape == found[0] for shape in found)
 
 
+def adds(node: Node) -> bool:
+    """Whether a node is the plain sum of two others."""
+    return (
+        of_target(node) is v.ADD
+        and not node.kwargs
+        and len(node.args) == 2
+        and all(isinstance(arg, Node) for arg in node.args)
+    )
+
+
 def _operand(user: Node, node: Node, order: Mapping[str, int], now: int, layers: Set[str]) -> list[str] | None:
     """What has to run for the other operand of an addition; None where it is no addition or not known yet."""
-    known = user.op == "call_function" and user.target in ADDITIONS
-    known = known or (user.op == "call_method" and user.target in ("add", "add_"))
-    if not known or user.kwargs or len(user.args) != 2 or not all(isinstance(arg, Node) for arg in user.args):
+    if not adds(user):
         return None
     waiting = [arg for arg in user.all_input_nodes if arg is not node and order[arg.name] > now]
     found: set[str] = set()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ class Frontier:
         small: GraphModule,
         chunks: Sequence[Chunk],
         budget: int,
-        also: Mapping[str, str] = MappingProxyType({}),
+        also: Mapping[str, str],
     ) -> None:
         self.original, self.small = fx.Interpreter(original), fx.Interpreter(small)
         self.nodes = list(zip(original.graph.nodes, small.graph.nodes, strict=True))

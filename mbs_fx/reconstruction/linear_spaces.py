@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.fx import GraphModule, Node
 
-from mbs_fx.reconstruction.additions import ADDITIONS, PASSING
+from mbs_fx.reconstruction.additions import PASSING, adds
 from mbs_fx.reconstruction.layers import Layer, is_plain_norm, norm_behind
 from mbs_fx.rewriting.selection import Keep
 
@@ -109,6 +109,4 @@ class _Walk:
         """Whether a node adds its operands or gives back its only one."""
         if node.op == "call_module" and type(self.gm.get_submodule(str(node.target))) in PASSING:
             return len(node.all_input_nodes) == 1
-        adds = node.op == "call_function" and node.target in ADDITIONS
-        adds = adds or (node.op == "call_method" and node.target in ("add", "add_"))
-        return adds and not node.kwargs and len(node.args) == 2 and all(isinstance(arg, Node) for arg in node.args)
+        return adds(node)

@@ -134,7 +134,7 @@ def _refitted(
     mixed = change_basis(both, layers, chunks, images, seed, ranks)
     maps = maps_before(both.original, layers, both.keep.facts.flow.shapes)
     frontier = Frontier(both.original, both.small, chunks, budget, maps)
-    refitter = Refitter(both, frontier, images, multiples, Gatherer(frontier, images, seed, mixed), maps, ranks)
+    refitter = Refitter(both, frontier, multiples, Gatherer(frontier, images, seed, mixed), maps, ranks)
     with _bar(layers, progress) as passed:
         refitter.run(layers, both.fresh, passed)
     total = [sum(part) for part in zip(*ranks.exchange(_output_errors(frontier, before)), strict=True)]

@@ -46,7 +46,6 @@ class Refitter:
 
     pair: Pair
     frontier: Frontier
-    images: int
     regularisations: tuple[float, ...]
     gatherer: Gatherer
     maps: Mapping[str, str]

@@ -105,10 +105,8 @@ class Gatherer:
 
     def _chosen_rows(self, number: int, held: Held, call: Call, value: Tensor, target: Tensor, energy: Tensor) -> Rows:
         """Rows at positions drawn at random."""
-        generator = torch.Generator().manual_seed((self.seed * 10_007 + number) * 100_003 + held.chunk.number)
         count = self._wanted(call.form, call.form.unknowns(value))
-        chosen = torch.randperm(call.form.positions(target), generator=generator)[:count].sort().values
-        chosen = chosen.to(target.device)
+        chosen = self._drawn(number, held, call.form.positions(target), count).to(target.device)
         patches = call.form.patches(value, tuple(target.shape), chosen)
         rows, energies = call.form.outputs(target, chosen), call.form.outputs(energy, chosen)
         return Rows(patches, rows, energies, held.chunk.fitted * len(chosen))
@@ -117,15 +115,19 @@ class Gatherer:
         """Rows at positions of the map that is averaged before a layer; targets: the original layer there."""
         call, nodes = layer.calls[0], self.frontier.nodes[self.frontier.place_of[pool]]
         original, small = held.original[nodes[0]], held.small[nodes[1]]
-        generator = torch.Generator().manual_seed((self.seed * 10_007 + number) * 100_003 + held.chunk.number)
-        flat = positions(original, 1)
-        chosen = torch.randperm(flat.shape[1], generator=generator)[: self._wanted(call.form, small.shape[1])]
-        chosen = chosen.sort().values.to(original.device)
-        inputs, patches = (positions(each, 1).index_select(1, chosen).flatten(0, 1) for each in (original, small))
+        flat = positions(original, 1), positions(small, 1)
+        count = self._wanted(call.form, small.shape[1])
+        chosen = self._drawn(number, held, flat[0].shape[1], count).to(original.device)
+        inputs, patches = (each.index_select(1, chosen).flatten(0, 1) for each in flat)
         patches = patches.to(products(patches))
         weight, bias = (part.to(patches) for part in self._own(call))
         targets = inputs.to(patches) @ weight.T + bias
         return Rows(patches[None], targets[None], targets[None], held.chunk.fitted * len(chosen))
+
+    def _drawn(self, number: int, held: Held, positions: int, count: int) -> Tensor:
+        """So many of the positions of a layer, by its number, the chunk and the seed."""
+        generator = torch.Generator().manual_seed((self.seed * 10_007 + number) * 100_003 + held.chunk.number)
+        return torch.randperm(positions, generator=generator)[:count].sort().values
 
     def _own(self, call: Call) -> tuple[Tensor, Tensor]:
         """The original's weight and bias at the kept outputs of a layer with one kernel position."""
